@@ -1,0 +1,1 @@
+"""Post-training of Hugging Face causal language models."""

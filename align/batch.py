@@ -1,0 +1,110 @@
+"""The records that travel through the house: prompts, token sequences, rollouts.
+
+B sequences, T tokens, G completions of one prompt. Every sequence is right-padded, and every mask is made from
+lengths, so the padding id is never looked at and may equal EOS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Message = dict[str, str]
+"""One turn of a conversation: {"role": ..., "content": ...}."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """N prompts, tokenised once from their text; ids are never re-made from generated text.
+
+    ids: token ids of each prompt, the chat template applied.
+    texts: each prompt as the data has it, a string or a list of messages; what rewards are given.
+    columns: the other columns of the data, one value a prompt; passed to rewards by name.
+    """
+
+    ids: list[list[int]]
+    texts: list[str | list[Message]]
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, rows: Sequence[int]) -> Prompts:
+        """Return the prompts of the given rows, in that order; a row may be named more than once."""
+        return Prompts(
+            ids=[self.ids[row] for row in rows],
+            texts=[self.texts[row] for row in rows],
+            columns={name: [values[row] for row in rows] for name, values in self.columns.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """B token sequences and which of their tokens are actions.
+
+    input_ids: int64, right-padded with 0. [B, T]
+    lengths: number of real tokens of each row. [B]
+    action_mask: bool, True at the tokens that the policy chose, or in SFT is to imitate. [B, T]
+    """
+
+    input_ids: Tensor
+    lengths: Tensor
+    action_mask: Tensor
+
+    @classmethod
+    def from_lists(cls, ids: Sequence[Sequence[int]], action_masks: Sequence[Sequence[bool]]) -> Sequences:
+        """Right-pad rows of token ids and their action masks to one tensor each."""
+        width = max((len(row) for row in ids), default=0)
+        padded_ids = [[*row, *([0] * (width - len(row)))] for row in ids]
+        padded_masks = [[*row, *([False] * (width - len(row)))] for row in action_masks]
+        return cls(
+            input_ids=torch.tensor(padded_ids, dtype=torch.int64).view(len(ids), width),
+            lengths=torch.tensor([len(row) for row in ids], dtype=torch.int64),
+            action_mask=torch.tensor(padded_masks, dtype=torch.bool).view(len(ids), width),
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """Bool, True at real tokens. [B, T]"""
+        return torch.arange(self.input_ids.shape[1], device=self.lengths.device) < self.lengths[:, None]
+
+    def select(self, rows: Tensor) -> Sequences:
+        """Return the given rows, no wider than the longest of them."""
+        width = int(self.lengths[rows].max()) if len(rows) else 0
+        return Sequences(self.input_ids[rows, :width], self.lengths[rows], self.action_mask[rows, :width])
+
+    def to(self, device: torch.device | str) -> Sequences:
+        """Return the sequences on a device."""
+        return Sequences(self.input_ids.to(device), self.lengths.to(device), self.action_mask.to(device))
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """B = N * G completions; rows n*G .. n*G + G-1 are the group of prompt n.
+
+    sequences: prompt and completion; its actions are the completion's tokens, the closing EOS among them. [B, T]
+    logprobs: log-probabilities under which the tokens were sampled, temperature included, 0 elsewhere. [B, T]
+    entropy: entropy of the distribution that each action was drawn from, nats, 0 elsewhere. [B, T]
+    terminated: True where an EOS ended the completion, False where the length cap cut it. [B]
+    texts: the completions decoded, without special tokens unless the sampler was told to keep them. B of them.
+    weight_version: number of optimizer steps that the sampling weights had seen.
+    """
+
+    prompts: Prompts
+    group_size: int
+    sequences: Sequences
+    logprobs: Tensor
+    entropy: Tensor
+    terminated: Tensor
+    texts: list[str]
+    weight_version: int
+
+    def __len__(self) -> int:
+        return len(self.sequences)

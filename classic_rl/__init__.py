@@ -1,0 +1,1 @@
+"""Classic reinforcement learning: pure functions of tensors, and small agents on Gymnasium that use them."""

@@ -1,0 +1,1 @@
+"""Short runs of each algorithm, and the command line that starts them."""
