@@ -29,7 +29,9 @@ class OptimizerConfig:
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         if self.max_grad_norm <= 0:
-            raise ValueError(f"max_grad_norm must be above 0, got {self.max_grad_norm}: use a large value to switch clipping off")
+            raise ValueError(
+                f"max_grad_norm must be above 0, got {self.max_grad_norm}: use a large value to switch clipping off"
+            )
         if self.tokens_per_micro_batch < 1:
             raise ValueError(f"tokens_per_micro_batch must be at least 1, got {self.tokens_per_micro_batch}")
         if not 0 <= self.final_fraction <= 1:
@@ -51,7 +53,9 @@ class SamplingConfig:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}: for greedy answers use a small one, such as 0.01")
+            raise ValueError(
+                f"temperature must be above 0, got {self.temperature}: for greedy answers use a small one, such as 0.01"
+            )
         if self.tokens_per_batch < 1:
             raise ValueError(f"tokens_per_batch must be at least 1, got {self.tokens_per_batch}")
 
@@ -70,7 +74,9 @@ class SFTConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.examples_per_step < 1:
-            raise ValueError(f"steps and examples_per_step must be at least 1, got {self.steps} and {self.examples_per_step}")
+            raise ValueError(
+                f"steps and examples_per_step must be at least 1, got {self.steps} and {self.examples_per_step}"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,174 @@
+"""The log-probabilities of a policy against a plain softmax over the model's own logits."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from align import logprobs
+from align.batch import Sequences
+from align.logprobs import Policy, disable_dropout, token_logprobs
+from tests.models import ARCHITECTURES, tiny_model
+
+
+def batch(seed: int = 0) -> Sequences:
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(3, 61, (n,), generator=generator).tolist() for n in (13, 5, 20, 9)]
+    masks = [[False] * (len(row) // 2) + [True] * (len(row) - len(row) // 2) for row in rows]
+    return Sequences.from_lists(rows, masks)
+
+
+def softmax_by_hand(model, sequences: Sequences, temperature: float = 1.0):
+    """One unpadded row at a time through the whole model."""
+    logprobs = torch.zeros(sequences.input_ids.shape)
+    entropy = torch.zeros(sequences.input_ids.shape)
+    for row, length in enumerate(sequences.lengths.tolist()):
+        ids = sequences.input_ids[row : row + 1, :length]
+        logp = (model(ids).logits[0] / temperature).log_softmax(-1)
+        for t in sequences.action_mask[row].nonzero()[:, 0].tolist():
+            logprobs[row, t] = logp[t - 1, ids[0, t]]
+            entropy[row, t] = -(logp[t - 1].exp() * logp[t - 1]).sum()
+    return logprobs, entropy
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_logprobs_and_entropy_are_those_of_a_plain_softmax_over_each_row_alone(kind):
+    model, sequences = tiny_model(kind), batch()
+    model.eval()
+    expected = softmax_by_hand(model, sequences, temperature=0.7)
+    got = token_logprobs(
+        model, sequences.input_ids, sequences.attention_mask, sequences.action_mask, temperature=0.7, entropy=True
+    )
+    assert_close(got.logprobs, expected[0], atol=1e-5, rtol=1e-5)
+    assert_close(got.entropy, expected[1], atol=1e-5, rtol=1e-5)
+    without_mask = token_logprobs(model, sequences.input_ids, None, sequences.action_mask, temperature=0.7)
+    assert_close(without_mask.logprobs, expected[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2", "opt"])
+def test_padding_on_the_left_changes_nothing_not_even_beyond_a_sliding_window(kind):
+    model, sequences = tiny_model(kind).eval(), batch()
+    right = token_logprobs(model, sequences.input_ids, sequences.attention_mask, sequences.action_mask).logprobs
+    shifts = (sequences.input_ids.shape[1] - sequences.lengths).tolist()
+
+    def leftwards(x):
+        return torch.stack([row.roll(shift) for row, shift in zip(x, shifts, strict=True)])
+
+    left = token_logprobs(
+        model, leftwards(sequences.input_ids), leftwards(sequences.attention_mask), leftwards(sequences.action_mask)
+    ).logprobs
+    assert_close(left, leftwards(right), atol=1e-5, rtol=1e-5)
+
+
+def test_what_stands_in_the_padding_never_reaches_a_value_or_a_gradient():
+    model, sequences = tiny_model(), batch()
+
+    def result(fill: int):
+        ids = torch.where(sequences.attention_mask, sequences.input_ids, fill)
+        model.zero_grad()
+        out = token_logprobs(model, ids, None, sequences.action_mask).logprobs
+        out.sum().backward()
+        return out.detach(), model.lm_head.weight.grad.clone()
+
+    for one, other in zip(result(0), result(2), strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+def test_chunks_of_the_head_change_neither_values_nor_gradients(monkeypatch, entropy):
+    model, sequences = tiny_model().double(), batch()
+
+    def result():
+        model.zero_grad()
+        out = token_logprobs(model, sequences.input_ids, None, sequences.action_mask, entropy=entropy)
+        loss = (out.logprobs * torch.linspace(-1, 1, 20)).sum() + (out.entropy.pow(2).sum() if entropy else 0.0)
+        loss.backward()
+        return loss.detach(), [p.grad.clone() for p in model.parameters()]
+
+    whole = result()
+    monkeypatch.setattr(logprobs, "HEAD_BYTES", 61 * 4 * 5 * 3)
+    cut = result()
+    assert_close(whole, cut)
+
+
+def test_the_logits_of_the_batch_are_never_held_at_once(monkeypatch):
+    model, sequences = tiny_model(), batch()
+    heights = []
+    model.lm_head.register_forward_hook(lambda module, args, out: heights.append(out.shape[:-1].numel()))
+    token_logprobs(model, sequences.input_ids, None, sequences.action_mask)
+    heights.clear()
+    monkeypatch.setattr(logprobs, "HEAD_BYTES", 61 * 4 * 3 * 4)
+    token_logprobs(model, sequences.input_ids, None, sequences.action_mask).logprobs.sum().backward()
+    assert max(heights) == 4
+    assert sum(heights) == 2 * int(sequences.action_mask.sum())  # once forward, once recomputed backward; no prompt
+
+
+def test_a_head_that_cannot_run_alone_is_noticed_and_gives_the_same_numbers():
+    model, sequences = tiny_model().eval(), batch()
+    expected, _ = softmax_by_hand(model, sequences)
+    plain = model.forward
+    kind = type("Odd", (type(model),), {"forward": lambda self, *a, **k: _tripled(plain, *a, **k)})
+    kind.forward.__signature__ = __import__("inspect").signature(plain)
+    odd = tiny_model().eval()
+    plain = odd.forward
+    odd.__class__ = kind
+    with pytest.warns(UserWarning, match="lower tokens_per_micro_batch"):
+        got = token_logprobs(odd, sequences.input_ids, None, sequences.action_mask).logprobs
+    by_hand, _ = softmax_by_hand(odd, sequences)
+    assert_close(got, by_hand, atol=1e-5, rtol=1e-5)
+    assert (got - expected).abs().max() > 0.1
+
+
+def _tripled(forward, *args, **kwargs):
+    out = forward(*args, **kwargs)
+    out.logits = out.logits * 3
+    return out
+
+
+def test_the_first_token_and_everything_that_is_no_action_are_exactly_0():
+    model, sequences = tiny_model(), batch()
+    everything = torch.ones_like(sequences.action_mask)
+    out = token_logprobs(model, sequences.input_ids, sequences.attention_mask, everything).logprobs
+    assert (out[:, 0] == 0).all()
+    assert (out[~sequences.attention_mask] == 0).all()
+    assert (out[:, 1:][sequences.attention_mask[:, 1:]] < 0).all()
+
+
+def test_a_batch_without_any_action_still_runs_backward():
+    model, sequences = tiny_model(), batch()
+    out = token_logprobs(model, sequences.input_ids, None, torch.zeros_like(sequences.action_mask)).logprobs
+    out.sum().backward()
+    assert all(p.grad is not None and (p.grad == 0).all() for p in model.parameters())
+
+
+def test_shapes_that_would_broadcast_are_refused():
+    model, sequences = tiny_model(), batch()
+    with pytest.raises(ValueError, match="action_mask must have the shape of input_ids"):
+        token_logprobs(model, sequences.input_ids, None, sequences.action_mask[:1])
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        token_logprobs(model, sequences.input_ids, None, sequences.action_mask, temperature=0.0)
+
+
+def test_dropout_is_off_everywhere_while_modules_stay_in_train_mode():
+    model = tiny_model("gpt2", attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5).train()
+    sequences = batch()
+    disable_dropout(model)
+    policy = Policy(model)
+    first, second = (policy(sequences.input_ids, sequences.action_mask).logprobs for _ in range(2))
+    assert_close(first, second, rtol=0, atol=0)
+    assert model.training
+
+
+def test_functional_dropout_of_attention_is_off_too():
+    model = tiny_model("llama", attention_dropout=0.5).train()
+    sequences = batch()
+    disable_dropout(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, second = (
+            token_logprobs(model, sequences.input_ids, None, sequences.action_mask).logprobs for _ in range(2)
+        )
+    assert_close(first, second, rtol=0, atol=0)
