@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,11 +25,13 @@ class Prompts:
     ids: token ids of each prompt, the chat template applied.
     texts: each prompt as the data has it, a string or a list of messages; what rewards are given.
     columns: the other columns of the data, one value a prompt; passed to rewards by name.
+    dropped: number of prompts of the data that were too long and left out.
     """
 
     ids: list[list[int]]
     texts: list[str | list[Message]]
     columns: dict[str, list[Any]]
+    dropped: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,6 +89,29 @@ class Sequences:
 
 
 @dataclass(frozen=True)
+class Examples:
+    """N demonstrations for supervised fine-tuning, tokenised once from their text.
+
+    ids: token ids of each example, the closing EOS or end of turn among them.
+    action_masks: one bool a token, True where it is to be imitated; the first token, which nothing predicts, never is.
+    dropped: number of examples of the data that were too long and left out.
+    split: number of conversations that became one example a turn, since the template rewrites earlier turns.
+    """
+
+    ids: list[list[int]]
+    action_masks: list[list[bool]]
+    dropped: int = 0
+    split: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, rows: Sequence[int]) -> Sequences:
+        """Return the examples of the given rows as tensors, in that order; a row may be named more than once."""
+        return Sequences.from_lists([self.ids[row] for row in rows], [self.action_masks[row] for row in rows])
+
+
+@dataclass(frozen=True)
 class Rollouts:
     """B = N * G completions; rows n*G .. n*G + G-1 are the group of prompt n.
 
@@ -108,3 +134,23 @@ class Rollouts:
 
     def __len__(self) -> int:
         return len(self.sequences)
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> list[int]:
+    """Return the order in which an epoch visits `size` rows: a permutation, a pure function of (seed, epoch)."""
+    return np.random.default_rng([seed, epoch]).permutation(size).tolist()
+
+
+def rows_at(position: int, count: int, size: int, seed: int) -> list[int]:
+    """Return the `count` rows from a position on, where the epochs are laid end to end: a resume needs no more.
+
+    >>> rows_at(3, 4, size=5, seed=0) == (epoch_order(5, 0, 0) + epoch_order(5, 0, 1))[3:7]
+    True
+    """
+    if size < 1:
+        raise ValueError("there are no rows to draw from: every row of the data was left out, or none was read")
+    rows: list[int] = []
+    while len(rows) < count:
+        epoch, start = divmod(position + len(rows), size)
+        rows += epoch_order(size, seed, epoch)[start : start + count - len(rows)]
+    return rows
