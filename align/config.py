@@ -100,7 +100,7 @@ class GRPOConfig:
     mask_truncated: bool = False
     """Leave completions that hit max_new_tokens out of the loss and of its denominator."""
     max_redraws: int = 0
-    """Times that prompts whose completions all got one reward are replaced by fresh prompts in a step (DAPO's dynamic sampling)."""
+    """Times a step may replace prompts whose completions all got one reward by fresh ones (DAPO's dynamic sampling)."""
     seed: int = 0
     """Seed of the order of the prompts and of every sampled token."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -1,0 +1,121 @@
+"""Policies as they come and go: loading, LoRA, the frozen reference, saving.
+
+Weights are loaded in float32, whatever the folder holds: bfloat16 is for the arithmetic (autocast), not for the master
+weights. Nothing is fetched unless a hub id is given, and no remote code runs unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from align.logprobs import Policy, base_model, disable_dropout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Reference = Callable[[Tensor, Tensor], Tensor]
+"""(input_ids [B, T], action_mask [B, T]) -> log-probabilities of the actions under the reference. [B, T]"""
+
+
+def load_model(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False, trainable: bool = True
+) -> nn.Module:
+    """Load a causal LM from a folder or a hub id; a folder with a PEFT adapter comes with its adapter on its base.
+
+    Every dropout probability is set to 0: policy, old policy and reference must be one and the same function.
+
+    Raises:
+        ValueError: if the path looks like a local folder that is not there, or holds no model.
+    """
+    folder = Path(path)
+    if not folder.exists() and (folder.is_absolute() or str(path).startswith((".", "~"))):
+        raise ValueError(f"{path}: no such folder. Give a folder written by save_pretrained, or a hub id.")
+    if folder.is_file() or (folder.is_dir() and not any(folder.glob("*config.json"))):
+        raise ValueError(f"{path}: holds no config.json. Give the folder that save_pretrained wrote.")
+    arguments: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if (folder / "adapter_config.json").exists():
+        from peft import AutoPeftModelForCausalLM
+
+        model: Any = AutoPeftModelForCausalLM.from_pretrained(str(path), is_trainable=trainable, **arguments)
+    else:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(str(path), **arguments)
+    model.train()
+    disable_dropout(model)
+    return model
+
+
+def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that lies beside a model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+
+
+def add_lora(model: nn.Module, *, rank: int = 16, alpha: int = 32, target_modules: str = "all-linear") -> nn.Module:
+    """Freeze a model and put trainable low-rank adapters on its linear layers.
+
+    Source: Hu et al. 2021 (arXiv:2106.09685).
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=target_modules, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(cast(Any, model), config)
+
+
+def reference_of(policy: Policy) -> Reference:
+    """Freeze the policy as it is now, to measure how far training moves it.
+
+    Adapters that do not change anything yet are switched off for the reference, so one copy of the weights serves
+    both; everything else is copied. The reference is never loaded again by name: the object that was given may have
+    resized embeddings or merged adapters.
+    """
+    if hasattr(policy.model, "disable_adapter") and _adapters_change_nothing(policy.model):
+        model, off = policy.model, cast(Any, policy.model).disable_adapter
+        frozen = policy
+    else:
+        frozen = copy.deepcopy(policy).requires_grad_(False)
+        model, off = frozen.model, None
+
+    @torch.no_grad()
+    def reference_logprobs(input_ids: Tensor, action_mask: Tensor) -> Tensor:
+        if off is None:
+            model.to(input_ids.device)
+            return frozen(input_ids, action_mask).logprobs
+        with off():
+            return frozen(input_ids, action_mask).logprobs
+
+    return reference_logprobs
+
+
+@torch.no_grad()
+def _adapters_change_nothing(model: nn.Module) -> bool:
+    ids = torch.arange(4, device=next(model.parameters()).device)[None] % base_model(model).config.vocab_size
+    with cast(Any, model).disable_adapter():
+        without = model(input_ids=ids).logits
+    return torch.equal(model(input_ids=ids).logits, without)
+
+
+def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: str | Path, *, card: str) -> None:
+    """Write a folder that `from_pretrained`, `pipeline` and, for adapters, `AutoPeftModelForCausalLM` load.
+
+    Args:
+        model: the causal LM or PEFT model; only the adapters of the latter are written.
+        tokenizer: saved beside it, chat template included.
+        directory: made if it is not there.
+        card: the model card, written as README.md.
+    """
+    directory = Path(directory)
+    saved = cast("PreTrainedModel", model)
+    saved.save_pretrained(str(directory))
+    tokenizer.save_pretrained(str(directory))
+    (directory / "README.md").write_text(card, encoding="utf-8")

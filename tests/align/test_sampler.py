@@ -1,0 +1,232 @@
+"""The sampler draws from the model's own distribution, whatever the layout of the batch."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from align import sampler as sampler_module
+from align.batch import Prompts
+from align.config import SamplingConfig
+from align.logprobs import disable_dropout, token_logprobs
+from align.sampler import Sampler, draw, row_keys, uniforms
+from tests.models import ARCHITECTURES, tiny_model
+
+EOS = (2, 7)
+
+
+class Decoder:
+    """Stands in for a tokenizer: the sampler only decodes."""
+
+    def batch_decode(self, rows, skip_special_tokens):
+        return [" ".join(str(i) for i in row if not (skip_special_tokens and i in EOS)) for row in rows]
+
+
+def prompts(*lengths: int) -> Prompts:
+    generator = torch.Generator().manual_seed(1)
+    ids = [torch.randint(8, 61, (n,), generator=generator).tolist() for n in lengths]
+    return Prompts(ids=ids, texts=[str(row) for row in ids], columns={})
+
+
+def make(kind: str = "llama", *, max_new_tokens: int = 12, temperature: float = 0.8, budget: int = 10_000) -> Sampler:
+    config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, tokens_per_batch=budget)
+    model = tiny_model(kind)
+    disable_dropout(model)
+    return Sampler(model, Decoder(), config, eos_token_ids=EOS)
+
+
+def completions(rollouts) -> list[list[int]]:
+    s = rollouts.sequences
+    return [ids[mask].tolist() for ids, mask in zip(s.input_ids, s.action_mask, strict=True)]
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_logprobs_and_entropy_kept_while_sampling_are_those_of_a_plain_forward(kind):
+    sampler = make(kind)
+    rollouts = sampler.sample(prompts(13, 3, 20), group_size=4, seed=0, step=0)
+    s = rollouts.sequences
+    plain = token_logprobs(sampler.model, s.input_ids, s.attention_mask, s.action_mask, temperature=0.8, entropy=True)
+    assert_close(rollouts.logprobs, plain.logprobs.detach(), atol=1e-5, rtol=0)
+    assert_close(rollouts.entropy, plain.entropy.detach(), atol=1e-5, rtol=1e-5)
+    lengths = s.action_mask.sum(1)
+    assert lengths.min() < lengths.max(), "the test wants completions of several lengths"
+
+
+def test_a_completion_does_not_depend_on_the_batch_it_was_sampled_in():
+    data = prompts(13, 3, 20, 3, 8)
+    together = completions(make().sample(data, group_size=4, seed=5, step=3))
+    in_small_batches = completions(make(budget=130).sample(data, group_size=4, seed=5, step=3))
+    alone = [
+        row
+        for n in range(5)
+        for row in completions(make().sample(data.select([n]), group_size=4, seed=5, step=3, numbers=[n]))
+    ]
+    backwards = completions(
+        make().sample(data.select([4, 3, 2, 1, 0]), group_size=4, seed=5, step=3, numbers=[4, 3, 2, 1, 0])
+    )
+    assert together == in_small_batches == alone
+    assert together == [row for n in (4, 3, 2, 1, 0) for row in backwards[4 * n : 4 * n + 4]]
+
+
+def test_a_smaller_group_is_the_beginning_of_a_larger_one():
+    few, many = (completions(make().sample(prompts(5), group_size=g, seed=0, step=0)) for g in (3, 6))
+    assert many[:3] == few
+
+
+def test_another_seed_step_prompt_or_sample_gives_another_completion():
+    def first(seed: int, step: int, number: int) -> list[list[int]]:
+        return completions(make().sample(prompts(9), group_size=2, seed=seed, step=step, numbers=[number]))
+
+    variants = [*first(0, 0, 0), *first(1, 0, 0), *first(0, 1, 0), *first(0, 0, 1)]
+    assert len({tuple(row) for row in variants}) == len(variants)
+
+
+def test_letting_ended_rows_stay_in_the_batch_changes_nothing(monkeypatch):
+    compacted = make().sample(prompts(13, 3, 20), group_size=8, seed=0, step=0)
+    monkeypatch.setattr(sampler_module, "COMPACT_BELOW", 0.0)
+    kept = make().sample(prompts(13, 3, 20), group_size=8, seed=0, step=0)
+    assert completions(compacted) == completions(kept)
+    assert_close(compacted.logprobs, kept.logprobs, atol=1e-5, rtol=0)
+    assert torch.equal(compacted.terminated, kept.terminated)
+
+
+def test_a_completion_ends_with_the_first_of_all_eos_ids_inclusive_or_at_the_cap():
+    rollouts = make(max_new_tokens=10).sample(prompts(4, 6), group_size=32, seed=0, step=0)
+    ends = set()
+    for row, ended in zip(completions(rollouts), rollouts.terminated.tolist(), strict=True):
+        assert 1 <= len(row) <= 10
+        assert not set(row[:-1]) & set(EOS)
+        assert (row[-1] in EOS) == ended
+        assert ended or len(row) == 10
+        ends.add(row[-1] if ended else None)
+    assert ends == {2, 7, None}
+
+
+def test_special_tokens_are_cut_from_the_texts_unless_they_are_asked_for():
+    sampler = make()
+    rollouts = sampler.sample(prompts(4), group_size=16, seed=0, step=0)
+    ended = rollouts.terminated.nonzero()[0, 0]
+    assert rollouts.texts[ended].split() == [str(i) for i in completions(rollouts)[ended][:-1]]
+    sampler.keep_special_tokens = True
+    kept = sampler.sample(prompts(4), group_size=16, seed=0, step=0)
+    assert kept.texts[ended].split() == [str(i) for i in completions(kept)[ended]]
+
+
+def test_each_prompt_is_forwarded_once_for_its_whole_group_and_ended_rows_are_not_forwarded_for_ever():
+    sampler, tokens = make(), []
+    sampler.model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    rollouts = sampler.sample(prompts(13, 13), group_size=16, seed=0, step=0)
+    generated = int(rollouts.sequences.action_mask.sum())
+    assert tokens[0] == 2 * 13
+    assert sum(tokens[1:]) < generated / 0.75
+
+
+def test_memory_is_bounded_by_the_token_budget_however_many_prompts_are_asked():
+    sampler, sizes = make(budget=200), []
+    sampler.model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    sampler.sample(prompts(*[8] * 30), group_size=4, seed=0, step=0)
+    assert max(sizes) * (8 + 12) <= 200
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_without_an_expandable_cache_the_same_completions_come_slowly_and_it_is_said(kind, monkeypatch):
+    sampler, other = make(kind), make(kind)
+    fast = sampler.sample(prompts(13, 3, 20), group_size=4, seed=0, step=0)
+    for kept in ("DynamicLayer", "DynamicSlidingWindowLayer"):
+        monkeypatch.setattr(f"transformers.cache_utils.{kept}", type(f"Another{kept}", (), {}))
+    with pytest.warns(UserWarning, match="cache cannot be expanded"):
+        slow = other.sample(prompts(13, 3, 20), group_size=4, seed=0, step=0)
+    assert completions(fast) == completions(slow)
+    assert_close(fast.logprobs, slow.logprobs, atol=1e-5, rtol=0)
+
+
+def test_a_state_space_model_is_sampled_correctly_too():
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2, state_size=4)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.requires_grad_(False).get_input_embeddings().weight.normal_()
+    sampler = Sampler(model, Decoder(), SamplingConfig(max_new_tokens=6), eos_token_ids=EOS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rollouts = sampler.sample(prompts(13, 3), group_size=3, seed=0, step=0)
+        s = rollouts.sequences
+        plain = token_logprobs(model, s.input_ids, None, s.action_mask)
+    assert_close(rollouts.logprobs, plain.logprobs, atol=1e-5, rtol=0)
+
+
+def test_gradient_checkpointing_changes_nothing_and_train_mode_is_restored():
+    sampler = make()
+    expected = completions(sampler.sample(prompts(5, 9), group_size=4, seed=0, step=0))
+    sampler.model.gradient_checkpointing_enable()  # renamed in transformers 5.23, and 5.17 is supported
+    sampler.model.train()
+    assert completions(sampler.sample(prompts(5, 9), group_size=4, seed=0, step=0)) == expected
+    assert sampler.model.training
+
+
+def test_draws_follow_the_softmax():
+    logits = torch.tensor([2.0, 0.5, -1.0, -float("inf"), 1.0])
+    uniform = uniforms(row_keys(0, 0, [0], 1), 40_000)[0]
+    tokens, logprobs, entropy = draw(logits.expand(len(uniform), -1), uniform)
+    probs = logits.softmax(-1)
+    shares = torch.bincount(tokens, minlength=5) / len(tokens)
+    assert_close(shares, probs, atol=4 * (0.25 / 40_000) ** 0.5, rtol=0)  # four standard errors
+    assert shares[3] == 0
+    assert_close(logprobs, probs.log()[tokens])
+    assert_close(entropy[0], torch.distributions.Categorical(probs[probs > 0]).entropy())
+
+
+def test_the_ends_of_the_unit_interval_draw_possible_words():
+    logits = torch.tensor([[-float("inf"), 1.0, 1.0, -float("inf")]])
+    for u in (0.0, 1 - 2.0**-53):
+        token, logprob, _ = draw(logits, torch.tensor([u], dtype=torch.float64))
+        assert logprob.isfinite().all() and token.item() in (1, 2)
+
+
+def test_the_uniform_numbers_are_splitmix64_computed_in_plain_integers():
+    mask = 2**64 - 1
+
+    def mix(z: int) -> int:
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        return z ^ (z >> 31)
+
+    def number(seed: int, step: int, prompt: int, sample: int, position: int) -> float:
+        key = 0
+        for part in (seed, step, prompt, sample):
+            key = mix((key + (part + 1) * 0x9E3779B97F4A7C15) & mask)
+        return (mix((key + (position + 1) * 0x9E3779B97F4A7C15) & mask) >> 11) * 2.0**-53
+
+    got = uniforms(row_keys(3, 41, [5, 0, 12], 2), 7)
+    expected = [[number(3, 41, prompt, sample, t) for t in range(7)] for prompt in (5, 0, 12) for sample in range(2)]
+    assert got.tolist() == expected
+
+
+def test_the_uniform_numbers_are_even_and_uncorrelated_along_every_axis():
+    numbers = torch.stack([uniforms(row_keys(0, step, range(16), 8), 32) for step in range(16)])  # [steps, rows, time]
+    flat = numbers.flatten()
+    counts = torch.histc(flat, bins=64, min=0, max=1)
+    chi_square = ((counts - len(flat) / 64) ** 2 / (len(flat) / 64)).sum()
+    assert chi_square < 63 + 5 * (2 * 63) ** 0.5
+    centred = numbers - 0.5
+    for axis in range(3):
+        neighbours = centred.narrow(axis, 0, centred.shape[axis] - 1) * centred.narrow(axis, 1, centred.shape[axis] - 1)
+        assert neighbours.mean().abs() * 12 < 5 / neighbours.numel() ** 0.5
+
+
+def test_a_model_without_any_eos_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match="generation_config"):
+        Sampler(tiny_model(), Decoder(), SamplingConfig(), eos_token_ids=[])
+
+
+def test_no_prompts_are_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        make().sample(prompts(), group_size=2, seed=0, step=0)
