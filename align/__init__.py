@@ -1,1 +1,54 @@
-"""Post-training of Hugging Face causal language models."""
+"""Post-training of Hugging Face causal language models.
+
+The names below are imported when first asked for: `import align` costs nothing, and a loss does not load transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from align.aggregate import Average as Average
+    from align.aggregate import fixed_length_mean as fixed_length_mean
+    from align.aggregate import per_fixed_length as per_fixed_length
+    from align.aggregate import per_sequence as per_sequence
+    from align.aggregate import per_token as per_token
+    from align.aggregate import sequence_mean as sequence_mean
+    from align.aggregate import token_mean as token_mean
+    from align.grpo import centre_by_group as centre_by_group
+    from align.grpo import cispo_loss as cispo_loss
+    from align.grpo import grpo_loss as grpo_loss
+    from align.grpo import ratio_weighted_k3 as ratio_weighted_k3
+    from align.grpo import sequence_ratio_loss as sequence_ratio_loss
+    from align.grpo import standardize_by_group as standardize_by_group
+    from align.logprobs import token_logprobs as token_logprobs
+
+__distribution__ = "align-rl"
+
+_MODULE_OF = {
+    "Average": "aggregate",
+    "centre_by_group": "grpo",
+    "cispo_loss": "grpo",
+    "fixed_length_mean": "aggregate",
+    "grpo_loss": "grpo",
+    "per_fixed_length": "aggregate",
+    "per_sequence": "aggregate",
+    "per_token": "aggregate",
+    "ratio_weighted_k3": "grpo",
+    "sequence_mean": "aggregate",
+    "sequence_ratio_loss": "grpo",
+    "standardize_by_group": "grpo",
+    "token_logprobs": "logprobs",
+    "token_mean": "aggregate",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})
