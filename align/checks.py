@@ -1,0 +1,155 @@
+"""Check one row of data: its columns, its strings, its messages.
+
+What is wrong is raised as a `Fault`, `column: what is wrong, what to do`; the reader knows the file and the row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align.batch import Message
+from align.rows import DataError, Fault, Row, kind, nearest
+
+Text = str | list[Message]
+"""A prompt or a completion: a string, or a list of messages."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+RESERVED = ("prompts", "completions", "completion_ids")
+"""Names that rewards are called with, so no column of the data can have them."""
+OTHER_NAMES = {
+    "prompt": ("question", "instruction", "problem", "query", "input"),
+    "completion": ("response", "output", "answer", "solution", "target"),
+    "messages": ("conversation", "dialog", "dialogue", "chat"),
+}
+"""What other data sets call our columns."""
+
+
+def form_of(rows: list[Row], forms: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the first of the forms, each a tuple of columns, that the rows have."""
+    names = dict.fromkeys(name for row in rows for name in row.values)
+    for form in forms:
+        if all(name in names for name in form):
+            return form
+    # What is there of a form tells which one was meant.
+    meant = next((form for form in forms if names.keys() & set(form)), forms[0])
+    missing = next(name for name in meant if name not in names)
+    other = next((name for name in OTHER_NAMES.get(missing, ()) if name in names), None)
+    hint = f"; rename {other!r} to {missing!r}" if other else nearest(missing, names)
+    expected = " or ".join("+".join(form) for form in forms)
+    there = ", ".join(names) or "no columns at all"
+    raise DataError(f"{rows[0].origin}: {missing}: no row has this column: expected {expected}, got {there}{hint}")
+
+
+def usual_columns(rows: list[Row]) -> dict[str, None]:
+    """Return the columns that most rows have, in their order."""
+    counts = Counter(name for row in rows for name in row.values)
+    return {name: None for name, count in counts.items() if 2 * count > len(rows)}
+
+
+def check_columns(row: Row, expected: Sequence[str], *, complete: bool) -> None:
+    """Refuse a row that lacks a column or holds NaN; `complete`: all columns go to rewards, so no others either."""
+    surplus = [name for name in row.values if name not in expected]
+    for name in expected:
+        if name not in row.values:
+            raise Fault(f"{name}: missing in this row{nearest(name, surplus)}: give every row the same columns")
+        _check_finite(row.values[name], name)
+    if complete:
+        if surplus:
+            raise Fault(f"{surplus[0]}: few rows have this column: give it to every row (null is allowed), or to none")
+        taken = next((name for name in RESERVED if name in row.values), None)
+        if taken:
+            raise Fault(f"{taken}: rewards are called with an argument of this name: rename the column")
+
+
+def _check_finite(value: Any, name: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Fault(f"{name}: holds {value}: write null or a number, or leave the row out")
+    if isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_finite(item, name)
+
+
+def prompt_of(value: Any, column: str) -> Text:
+    """Return the prompt that a cell holds: a string of the column `prompt`, or messages that await an answer."""
+    if isinstance(value, str) and column == "prompt":
+        return _string(value, column)
+    messages = _messages(value, column)
+    if messages[-1]["role"] == "assistant":
+        advice = "drop that turn, or train on it with SFT"
+        raise Fault(f"{column}: the last turn is the assistant's, so there is nothing to answer: {advice}")
+    return messages
+
+
+def example_of(values: Mapping[str, Any], form: tuple[str, ...]) -> tuple[Text, Text]:
+    """Return what comes before and what is to be imitated; the first is empty where everything is trained."""
+    column = form[-1]
+    if column == "text":
+        return "", _string(values[column], column)
+    prompt = prompt_of(values["prompt"], "prompt") if "prompt" in form else []
+    if isinstance(values[column], str) and column == "completion":
+        completion = _string(values[column], column)
+    else:
+        completion = _messages(values[column], column)
+        if not any(message["role"] == "assistant" for message in completion):
+            raise Fault(f"{column}: no turn of the assistant, so nothing to train: add its answer")
+    if "prompt" in form and isinstance(prompt, str) != isinstance(completion, str):
+        raise Fault(
+            f"{column}: {_words(completion)}, but prompt is {_words(prompt)}: make both strings or both messages"
+        )
+    return prompt, completion
+
+
+def _string(value: Any, column: str) -> str:
+    if not isinstance(value, str):
+        raise Fault(f"{column}: expected a string, got {kind(value)}")
+    if not value.strip():
+        raise Fault(f"{column}: is empty: write it, or leave the row out")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        what = f"half of a surrogate pair at character {error.start + 1}"
+        raise Fault(f"{column}: {what}: write the whole character") from error
+    return value
+
+
+def _messages(value: Any, column: str) -> list[Message]:
+    if not isinstance(value, list | tuple):
+        expected = "a string or a list of messages" if column in ("prompt", "completion") else "a list of messages"
+        hint = ": a .csv file cannot hold messages, so write .jsonl" if isinstance(value, str) else ""
+        raise Fault(f"{column}: expected {expected}, got {kind(value)}{hint}")
+    if not value:
+        raise Fault(f"{column}: an empty list of messages: write at least one, or leave the row out")
+    return [_message(turn, f"{column}: turn {number}") for number, turn in enumerate(value, start=1)]
+
+
+def _message(turn: Any, where: str) -> Message:
+    """Check one turn, in role/content or in ShareGPT's from/value, and return it as role/content."""
+    if not isinstance(turn, Mapping):
+        raise Fault(f'{where}: expected {{"role": ..., "content": ...}}, got {kind(turn)}')
+    role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
+    for key in (role_key, content_key):
+        if key not in turn:
+            raise Fault(f"{where}: {key}: missing{nearest(key, turn)}: a message has {role_key} and {content_key}")
+    name, content = turn[role_key], turn[content_key]
+    role = SHAREGPT_ROLES.get(name, name) if isinstance(name, str) else None
+    if role not in ROLES:
+        raise Fault(f"{where}: {role_key}: unknown {name!r}{nearest(str(name), ROLES)}: one of {', '.join(ROLES)}")
+    if content != "" or role != "system":
+        _string(content, f"{where}: {content_key}")
+    # A Parquet column gives every message all keys, null where it has none; the template shall not see those.
+    others = {key: item for key, item in turn.items() if key not in (role_key, content_key) and item is not None}
+    return {"role": role, "content": content, **others}
+
+
+def check_same_kind(value: Text, column: str, earlier: Sequence[Text], origins: Sequence[str]) -> None:
+    """Refuse a string among messages, or messages among strings."""
+    if earlier and isinstance(value, str) != isinstance(earlier[0], str):
+        raise Fault(f"{column}: {_words(value)}, but {_words(earlier[0])} in {origins[0]}: make all rows of one kind")
+
+
+def _words(value: Text) -> str:
+    return "a string" if isinstance(value, str) else "a list of messages"

@@ -1,0 +1,363 @@
+"""Turn rows of data into records: first every check, which needs no model, then the tokens.
+
+A prompt or an example is made of strings, which are tokenised as they are, or of messages, which the chat template
+renders; tokens are made once, from text, and masks are made from where a text begins and ends, never from ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+from align.batch import Examples, Message, Prompts
+from align.checks import Text, check_columns, check_same_kind, example_of, form_of, prompt_of, usual_columns
+from align.rows import DataError, Fault, Faults, read_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "DataError",
+    "ExampleRows",
+    "PromptRows",
+    "eos_token_ids",
+    "read_examples",
+    "read_prompts",
+    "tokenize_examples",
+    "tokenize_prompts",
+]
+
+PROMPT_FORMS = (("prompt",), ("messages",), ("conversations",))
+EXAMPLE_FORMS = (("prompt", "completion"), ("messages",), ("conversations",), ("text",))
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """N checked prompts, not yet tokenised.
+
+    prompts: strings, or lists of messages; all of one kind.
+    columns: the other columns of the data, one value a prompt.
+    origins: where each prompt came from, `file:row`.
+    """
+
+    prompts: list[Text]
+    columns: dict[str, list[Any]]
+    origins: list[str]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class ExampleRows:
+    """N checked demonstrations, not yet tokenised.
+
+    prompts: what comes before and is not trained: a string, or messages; empty where everything is trained.
+    completions: what is to be imitated, of the same kind; of messages only the assistant's turns are trained.
+    origins: where each example came from, `file:row`.
+    """
+
+    prompts: list[Text]
+    completions: list[Text]
+    origins: list[str]
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+
+def read_prompts(source: Any, *, split: str = "train") -> PromptRows:
+    """Read and check prompts: a column `prompt`, or `messages`, or ShareGPT `conversations`.
+
+    A prompt is a string or a list of messages whose last turn is not the assistant's. All other columns are kept,
+    since rewards get them by name; so every row must have the same ones.
+
+    Args:
+        source: what `align.rows.read_rows` takes: a file, a folder, a Dataset, a list of dicts, a hub id.
+        split: the split to take where the source has several.
+
+    Raises:
+        DataError: naming every fault as `file:row: column: what is wrong, what to do`.
+    """
+    rows = read_rows(source, split=split)
+    (column,) = form_of(rows, PROMPT_FORMS)
+    expected = usual_columns(rows) | {column: None}
+    faults, prompts, origins = Faults(), [], []
+    for row in rows:
+        with faults.at(row.origin):
+            check_columns(row, list(expected), complete=True)
+            prompt = prompt_of(row.values[column], column)
+            check_same_kind(prompt, column, prompts, origins)
+            prompts.append(prompt)
+            origins.append(row.origin)
+    faults.check()
+    others = [name for name in expected if name != column]
+    return PromptRows(prompts, {name: [row.values[name] for row in rows] for name in others}, origins)
+
+
+def read_examples(source: Any, *, split: str = "train") -> ExampleRows:
+    """Read and check demonstrations: `prompt` and `completion`, or `messages`, or `conversations`, or `text`.
+
+    The first of these forms that the data has is taken, in that order; other columns are left alone.
+
+    Args:
+        source: what `align.rows.read_rows` takes: a file, a folder, a Dataset, a list of dicts, a hub id.
+        split: the split to take where the source has several.
+
+    Raises:
+        DataError: naming every fault as `file:row: column: what is wrong, what to do`.
+    """
+    rows = read_rows(source, split=split)
+    form = form_of(rows, EXAMPLE_FORMS)
+    faults, prompts, completions, origins = Faults(), [], [], []
+    for row in rows:
+        with faults.at(row.origin):
+            check_columns(row, form, complete=False)
+            prompt, completion = example_of(row.values, form)
+            check_same_kind(completion, form[-1], completions, origins)
+            prompts.append(prompt)
+            completions.append(completion)
+            origins.append(row.origin)
+    faults.check()
+    return ExampleRows(prompts, completions, origins)
+
+
+def tokenize_prompts(
+    rows: PromptRows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int | None = None,
+    too_long: Literal["error", "drop"] = "error",
+    chat: bool = False,
+    system: str | None = None,
+) -> Prompts:
+    """Tokenise prompts: messages through the chat template with its generation prompt, strings as they are.
+
+    Args:
+        rows: checked prompts.
+        tokenizer: of the policy.
+        max_tokens: most tokens of a prompt, the template's among them.
+        too_long: whether a longer prompt is an error, or is left out and counted in `dropped`.
+        chat: wrap each string as one user message; rewards still see the string.
+        system: a system message for every conversation that has none.
+
+    Raises:
+        DataError: if a prompt is too long, has no tokens, or is refused by the chat template.
+        ValueError: if the tokenizer has no chat template and one is needed.
+    """
+    conversations = [_conversation(prompt, chat, system) for prompt in rows.prompts]
+    if system is not None and not all(isinstance(prompt, list) for prompt in conversations):
+        raise ValueError("system needs conversations, but the prompts are strings: pass chat=True to wrap them")
+    _check_settings(max_tokens, too_long)
+    _check_template(tokenizer, conversations, rows.origins)
+    faults, kept, ids = Faults(), [], []
+    for row, (origin, prompt) in enumerate(zip(rows.origins, conversations, strict=True)):
+        with faults.at(origin):
+            prompt_ids = _prompt_ids(tokenizer, prompt)
+            if _fits(prompt_ids, "prompt", max_tokens, too_long):
+                kept.append(row)
+                ids.append(prompt_ids)
+    faults.check()
+    _check_any_left(ids, "prompt", max_tokens)
+    texts = [rows.prompts[row] for row in kept]
+    columns = {name: [values[row] for row in kept] for name, values in rows.columns.items()}
+    return Prompts(ids, texts, columns, dropped=len(rows) - len(kept))
+
+
+def tokenize_examples(
+    rows: ExampleRows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int | None = None,
+    too_long: Literal["error", "drop"] = "error",
+) -> Examples:
+    """Tokenise demonstrations and mark the tokens to imitate, the closing EOS or end of turn among them.
+
+    Strings get one EOS after them. Of a conversation every assistant turn is trained, up to its end of turn; where
+    the template has none, the last turn gets an EOS. A template that renders an earlier turn otherwise once later
+    ones follow (reasoning models drop old thoughts) would train what is never sampled: such a conversation becomes
+    one example a turn, each as the policy will meet it, and is counted in `split`.
+
+    Args:
+        rows: checked demonstrations.
+        tokenizer: of the policy.
+        max_tokens: most tokens of an example.
+        too_long: whether a longer example is an error, or is left out and counted in `dropped`.
+
+    Raises:
+        DataError: if an example is too long or is refused by the chat template.
+        ValueError: if the tokenizer lacks the chat template or the EOS that the data need.
+    """
+    _check_settings(max_tokens, too_long)
+    _check_template(tokenizer, rows.completions, rows.origins)
+    demonstrations = _Demonstrations(tokenizer)
+    faults, examples, dropped, split = Faults(), [], 0, 0
+    for origin, prompt, completion in zip(rows.origins, rows.prompts, rows.completions, strict=True):
+        with faults.at(origin):
+            made = demonstrations.make(prompt, completion)
+            fitting = [example for example in made if _fits(example[0], "completion", max_tokens, too_long)]
+            examples += fitting
+            dropped += len(made) - len(fitting)
+            split += len(made) > 1
+    faults.check()
+    _check_any_left(examples, "example", max_tokens)
+    return Examples([ids for ids, _ in examples], [mask for _, mask in examples], dropped=dropped, split=split)
+
+
+def eos_token_ids(model_or_generation_config: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return every id that ends a completion: the generation config's, the model config's and the tokenizer's.
+
+    Chat models end a turn with one id and a document with another; a sampler that knows only one runs past the end.
+    """
+    generation = getattr(model_or_generation_config, "generation_config", model_or_generation_config)
+    config = getattr(model_or_generation_config, "config", None)
+    found: set[int] = set()
+    for source in (generation, config, getattr(config, "text_config", None), tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found |= {ids} if isinstance(ids, int) else set(ids or ())
+    if not found:
+        raise ValueError("neither model nor tokenizer names an EOS id: set tokenizer.eos_token, or no completion ends")
+    return sorted(found)
+
+
+def _conversation(prompt: Text, chat: bool, system: str | None) -> Text:
+    """Wrap a string as one user message if asked to, and give a conversation without a system message the given one."""
+    if isinstance(prompt, str):
+        if not chat:
+            return prompt
+        prompt = [{"role": "user", "content": prompt}]
+    if system is None or prompt[0]["role"] in ("system", "developer"):
+        return prompt
+    return [{"role": "system", "content": system}, *prompt]
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
+    if isinstance(prompt, str):
+        ids = _encode(tokenizer, prompt, special=True)
+    else:
+        # The template writes BOS itself where the model wants one: a second one is a silent loss of quality.
+        ids = _encode(tokenizer, _render(tokenizer, prompt, generation=True), special=False)
+    if not ids:
+        raise Fault("prompt: has no tokens in this tokenizer: leave the row out")
+    return ids
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
+    """Tokenise a text; `special` adds what the tokenizer puts before a text, but never an EOS after it."""
+    ids = list(tokenizer(text, add_special_tokens=special).input_ids)
+    eos = tokenizer.eos_token_id
+    if special and ids and ids[-1] == eos and not text.endswith(str(tokenizer.eos_token)):
+        ids.pop()
+    return ids
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, generation: bool) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+    except TemplateError as error:
+        raise Fault(f"messages: the chat template refuses them ({error}): change their roles or order") from error
+
+
+class _Demonstrations:
+    """Makes (ids, mask) of demonstrations with one tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.closers = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
+
+    def make(self, prompt: Text, completion: Text) -> list[tuple[list[int], list[bool]]]:
+        """Return one example, or one a turn where the template rewrites earlier turns."""
+        if isinstance(prompt, str) and isinstance(completion, str):
+            spans = [(len(prompt), len(prompt) + len(completion))]
+            return [self._close(*self._masked(prompt + completion, spans, special=True))]
+        assert isinstance(prompt, list) and isinstance(completion, list), "the checks let no mixture through"
+        return self._conversation(prompt + completion, len(prompt))
+
+    def _conversation(self, messages: list[Message], first: int) -> list[tuple[list[int], list[bool]]]:
+        """Mask every assistant turn from message `first` on; what follows the last of them is cut off."""
+        turns = [
+            self._turn(messages[:number], messages[: number + 1])
+            for number in range(first, len(messages))
+            if messages[number]["role"] == "assistant"
+        ]
+        whole, _ = turns[-1]
+        if all(whole.startswith(text) for text, _ in turns):
+            turns = [(whole, [span for _, spans in turns for span in spans])]
+        made = []
+        for text, spans in turns:
+            ids, mask = self._masked(text, spans, special=False)
+            made.append((ids, mask) if text.endswith(self.closers) else self._close(ids, mask))
+        return made
+
+    def _turn(self, before: list[Message], through: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """Render a conversation through an assistant turn; its span begins where the generation prompt ends."""
+        head = _render(self.tokenizer, before, generation=True)
+        text = _render(self.tokenizer, through, generation=False)
+        if not text.startswith(head):
+            what = "the chat template does not begin the assistant's turn with its own generation prompt"
+            raise Fault(f"messages: turn {len(through)}: {what}, so nothing tells where the answer begins: use another")
+        # A sampler stops at the end of turn; white space that the template puts after it is nobody's action.
+        stripped = text.rstrip()
+        text = stripped if stripped.endswith(self.closers) else text
+        return text, [(len(head), len(text))]
+
+    def _masked(self, text: str, spans: list[tuple[int, int]], *, special: bool) -> tuple[list[int], list[bool]]:
+        """Tokenise a text and mark the tokens of its spans, the last of which ends with the text.
+
+        The ids of what stands before a border must be a prefix of all ids, since they are what the policy is asked
+        to continue. Where a token would straddle the border, the text is cut there and tokenised piece by piece.
+        """
+        borders = [border for span in spans for border in span]
+        ids = _encode(self.tokenizer, text, special=special)
+        heads = [*(_encode(self.tokenizer, text[:border], special=special) for border in borders[:-1]), ids]
+        cuts = [len(head) for head in heads]
+        if any(ids[: len(head)] != head for head in heads):
+            ids, cuts = list(heads[0]), [len(heads[0])]
+            for start, end in pairwise(borders):
+                ids += _encode(self.tokenizer, text[start:end], special=False)
+                cuts.append(len(ids))
+        mask = [False] * len(ids)
+        for start, end in zip(cuts[::2], cuts[1::2], strict=True):
+            mask[start:end] = [True] * (end - start)
+        # Nothing predicts the first token.
+        mask[:1] = [False] * len(mask[:1])
+        return ids, mask
+
+    def _close(self, ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:
+        """End an example with one EOS that is trained, without which a policy never learns to stop."""
+        eos = self.tokenizer.eos_token_id
+        if eos is None:
+            raise ValueError("the tokenizer has no EOS, so a policy could not learn to stop: set tokenizer.eos_token")
+        return (ids, mask) if ids[-1:] == [eos] else ([*ids, eos], [*mask, True])
+
+
+def _check_settings(max_tokens: int | None, too_long: str) -> None:
+    if too_long not in ("error", "drop"):
+        raise ValueError(f'too_long must be "error" or "drop", got {too_long!r}')
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}: use None for no limit")
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], origins: Sequence[str]) -> None:
+    if texts and isinstance(texts[0], list) and not tokenizer.chat_template:
+        raise ValueError(
+            f"{origins[0]}: messages need a chat template and this tokenizer has none: take the tokenizer of a chat "
+            "model, set tokenizer.chat_template, or write strings"
+        )
+
+
+def _fits(ids: list[int], what: str, max_tokens: int | None, too_long: str) -> bool:
+    if max_tokens is None or len(ids) <= max_tokens:
+        return True
+    if too_long == "drop":
+        return False
+    advice = 'raise max_tokens, shorten it, or pass too_long="drop"'
+    raise Fault(f"{what}: {len(ids)} tokens, more than max_tokens = {max_tokens}: {advice}")
+
+
+def _check_any_left(kept: Sequence[object], what: str, max_tokens: int | None) -> None:
+    if not kept:
+        raise DataError(f"every {what} has more than max_tokens = {max_tokens} tokens, so none is left: raise it")
