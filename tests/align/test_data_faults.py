@@ -261,7 +261,7 @@ def test_faults_of_parquet_and_of_datasets_are_named_by_row(tmp_path: Path):
     with pytest.raises(DataError, match=r"^dataset:2: n: holds nan"):
         read_prompts(dataset)
     with pytest.raises(DataError, match="no split 'train'; there are 'test'"):
-        read_prompts(datasets.DatasetDict(test=dataset))
+        read_prompts(datasets.DatasetDict({"test": dataset}))
     with pytest.raises(DataError, match=r"no known end: pass list\(dataset\.take\(n\)\)"):
         read_prompts(dataset.to_iterable_dataset())
 
