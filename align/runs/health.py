@@ -1,0 +1,255 @@
+"""Say in words what the numbers of a run give away: one set of rules, live and over a finished run.
+
+A rule looks at the first steps and at the latest ones and answers with a finding or nothing; each is said once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean, median
+
+WINDOW = 20
+"""Steps that a rule looks back over: long enough for a mean over noisy rollouts, short enough to be told in time."""
+PATIENCE = 100
+"""Steps after which a reward that has not risen is worth a word."""
+
+MOST_GROUPS = 0.6
+MOST_COMPLETIONS = 0.5
+COLLAPSED_ENTROPY = 0.1  # of the entropy of the first steps
+LARGE_KL = 1.0  # nats per token; a useful policy stays within a few tenths
+LARGE_GAP = 0.05  # nats per token; 1e-5 in float32, about 0.01 between bfloat16 kernels
+LARGE_CLIP_FRACTION = 0.3
+EXPLODED = 10.0  # times the gradient norm of the first steps
+
+_STATISTICS = {"mean", "std", "min", "max"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong, in words with numbers; what to change; the step at which it was first seen."""
+
+    name: str
+    words: str
+    advice: str
+    step: int
+
+
+Steps = list[dict[str, float]]
+"""One dict of metrics a step, each with "step"."""
+
+
+class HealthWatch:
+    """The rules, fed one step at a time; it remembers the first and the latest steps and what was said."""
+
+    def __init__(self) -> None:
+        self._first: Steps = []
+        self._recent: deque[dict[str, float]] = deque(maxlen=WINDOW)
+        self._said: set[str] = set()
+
+    def update(self, metrics: Mapping[str, float]) -> list[Finding]:
+        """Take in the metrics of a step (with "step"); return what is newly found."""
+        trained = {name: value for name, value in metrics.items() if not name.startswith("eval/")}
+        if set(trained) <= {"step"}:
+            return []  # an evaluation before the first step
+        if len(self._first) < WINDOW:
+            self._first.append(trained)
+        self._recent.append(trained)
+        found = [finding for rule in RULES for finding in rule(self._first, list(self._recent))]
+        news = [finding for finding in found if finding.name not in self._said]
+        self._said.update(finding.name for finding in news)
+        return news
+
+
+def findings(history: Iterable[Mapping[str, float]]) -> list[Finding]:
+    """Return what the rules find over a run, in the order of the steps; the same as was said live."""
+    watch = HealthWatch()
+    return [
+        finding for index, metrics in enumerate(history) for finding in watch.update({"step": index + 1, **metrics})
+    ]
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _values(steps: Steps, name: str) -> list[float]:
+    return [value for metrics in steps if math.isfinite(value := metrics.get(name, math.nan))]
+
+
+def _full(steps: Steps, name: str, count: int = WINDOW) -> list[float] | None:
+    """The last `count` values of a metric, or None while there are fewer."""
+    values = _values(steps, name)[-count:]
+    return values if len(values) == count else None
+
+
+def _span(steps: Steps) -> str:
+    return f"steps {steps[0]['step']:.0f}-{steps[-1]['step']:.0f}"
+
+
+def _now(steps: Steps) -> int:
+    return int(steps[-1]["step"])
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+def _not_finite(first: Steps, recent: Steps) -> Iterable[Finding]:
+    for name, value in recent[-1].items():
+        if not math.isfinite(value):
+            yield Finding(
+                f"not finite: {name}",
+                f"{name} was not a finite number at step {_now(recent)}.",
+                "Look at the rewards and the data of that step; lower learning_rate or max_grad_norm if it returns.",
+                _now(recent),
+            )
+
+
+def _silent_groups(first: Steps, recent: Steps) -> Iterable[Finding]:
+    shares = _full(recent, "group/silent")
+    if shares and fmean(shares) > MOST_GROUPS:
+        yield Finding(
+            "groups without signal",
+            f"All answers to a prompt got the same reward in {fmean(shares):.0%} of groups ({_span(recent)}): "
+            "these groups teach nothing.",
+            "Too hard or solved: choose prompts of middling difficulty, or raise group_size, temperature or "
+            "max_redraws; if the reward is at its best already, the run is done.",
+            _now(recent),
+        )
+
+
+def _truncation(first: Steps, recent: Steps) -> Iterable[Finding]:
+    shares = _full(recent, "completion/truncated", 10)
+    if shares and fmean(shares) > MOST_COMPLETIONS:
+        yield Finding(
+            "completions cut",
+            f"{fmean(shares):.0%} of completions hit max_new_tokens over the last 10 steps (step {_now(recent)}).",
+            "Raise max_new_tokens; if even short answers run on, the model does not end with its EOS token: check the "
+            "chat template and the demonstrations.",
+            _now(recent),
+        )
+
+
+def _entropy_collapse(first: Steps, recent: Steps) -> Iterable[Finding]:
+    start, now = _values(first, "policy/entropy")[:5], _full(recent, "policy/entropy", 10)
+    if not start or not now or fmean(now) >= COLLAPSED_ENTROPY * fmean(start):
+        return
+    # A policy that has learned its task is sure of itself, and rightly: only certainty without gain is a collapse.
+    if _reward_gain(first, recent, 10) > 0.5:
+        return
+    yield Finding(
+        "entropy collapse",
+        f"The entropy fell from {fmean(start):.3g} to {fmean(now):.2g} nats per token by step {_now(recent)} "
+        "while the reward gained little: the policy no longer explores.",
+        "Lower learning_rate, raise temperature, or hold the policy nearer to its start with kl_coef.",
+        _now(recent),
+    )
+
+
+def _kl_blow_up(first: Steps, recent: Steps) -> Iterable[Finding]:
+    values = _full(recent, "kl/reference", 5)
+    if values and fmean(values) > LARGE_KL:
+        yield Finding(
+            "KL blow-up",
+            f"The policy is {fmean(values):.2g} nats per token away from its reference (step {_now(recent)}): "
+            "it may be leaving sensible language behind.",
+            "Read the completions; raise kl_coef or lower learning_rate.",
+            _now(recent),
+        )
+
+
+def _sampler_gap(first: Steps, recent: Steps) -> Iterable[Finding]:
+    values = _full(recent, "policy/sampler_gap", 3)
+    if values and fmean(values) > LARGE_GAP:
+        yield Finding(
+            "sampler and trainer disagree",
+            f"The sampler and the trainer disagree by {fmean(values):.2g} nats per token (step {_now(recent)}; "
+            f"up to {LARGE_GAP} is rounding): the policy is trained on what another one said.",
+            "Check that the sampler takes each new weight and uses the same temperature, template and precision.",
+            _now(recent),
+        )
+
+
+def _gradient(first: Steps, recent: Steps) -> Iterable[Finding]:
+    start, now = _full(first, "optim/grad_norm"), _full(recent, "optim/grad_norm", 10)
+    if now and max(now) == 0:
+        yield Finding(
+            "no gradient",
+            f"The gradient was exactly 0 for 10 steps (step {_now(recent)}): nothing is being learned.",
+            "See whether any group has a signal (group_size, max_redraws) and whether parameters are frozen.",
+            _now(recent),
+        )
+    elif start and now and median(start) > 0 and median(now[-5:]) > EXPLODED * median(start):
+        yield Finding(
+            "exploding gradient",
+            f"The gradient norm grew from {median(start):.2g} (first {WINDOW} steps) to {median(now[-5:]):.2g} "
+            f"(step {_now(recent)}), before clipping.",
+            "Lower learning_rate; keep max_grad_norm at 1 or below.",
+            _now(recent),
+        )
+
+
+def _silent_parts(first: Steps, recent: Steps) -> Iterable[Finding]:
+    names = [name for name in recent[-1] if name.startswith("reward/") and name.split("/")[1] not in _STATISTICS]
+    for name in names:
+        values = _full(recent, name)
+        if values and not any(values):
+            part = name.removeprefix("reward/")
+            yield Finding(
+                f"reward part never fires: {part}",
+                f"The reward part {part!r} was 0 for every completion ({_span(recent)}).",
+                "Read some completions: is it out of reach, or does it look for a form that the model never writes?",
+                _now(recent),
+            )
+
+
+def _flat_reward(first: Steps, recent: Steps) -> Iterable[Finding]:
+    start, now = _full(first, "reward/mean"), _full(recent, "reward/mean")
+    if not start or not now or _now(recent) < PATIENCE or not any(_values(first, "reward/std")):
+        return  # without any spread there is nothing to climb: that is the finding about groups
+    if _reward_gain(first, recent, WINDOW) < 0.05:
+        yield Finding(
+            "reward does not rise",
+            f"The mean reward was {fmean(start):.3g} in the first {WINDOW} steps, {fmean(now):.3g} in {_span(recent)}.",
+            "Raise learning_rate or group_size, and see whether enough groups have a signal "
+            "(temperature, max_redraws).",
+            _now(recent),
+        )
+
+
+def _clip_fraction(first: Steps, recent: Steps) -> Iterable[Finding]:
+    values = _full(recent, "policy/clip_fraction", 10)
+    if values and fmean(values) > LARGE_CLIP_FRACTION:
+        yield Finding(
+            "clip fraction high",
+            f"{fmean(values):.0%} of token ratios were clipped over the last 10 steps (step {_now(recent)}): "
+            "the updates are larger than the data supports.",
+            "Lower learning_rate, or take fewer updates from each rollout.",
+            _now(recent),
+        )
+
+
+def _reward_gain(first: Steps, recent: Steps, count: int) -> float:
+    """How far the mean reward rose, in units of its spread in the first steps; inf or 0 where that spread is 0."""
+    start, now = _values(first, "reward/mean")[:count], _values(recent, "reward/mean")[-count:]
+    spread = _values(first, "reward/std")[:count]
+    if not start or not now:
+        return 0.0
+    gain = fmean(now) - fmean(start)
+    return gain / fmean(spread) if spread and fmean(spread) > 0 else (math.inf if gain > 0 else 0.0)
+
+
+RULES: list[Callable[[Steps, Steps], Iterable[Finding]]] = [
+    _not_finite,
+    _silent_groups,
+    _truncation,
+    _entropy_collapse,
+    _kl_blow_up,
+    _sampler_gap,
+    _gradient,
+    _silent_parts,
+    _flat_reward,
+    _clip_fraction,
+]
+"""Rules in the order in which their findings are told."""

@@ -1,0 +1,83 @@
+"""How metrics are called where people read them, console and report. What each means is said in align.metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Label(NamedTuple):
+    """A metric's name in words, its unit, and how its number is written."""
+
+    words: str
+    unit: str = ""
+    form: str = ".3g"
+
+
+LABELS: dict[str, Label] = {
+    "reward/mean": Label("reward", "mean of the rollout"),
+    "reward/std": Label("spread of reward", "standard deviation"),
+    "policy/entropy": Label("entropy", "nats per token"),
+    "kl/reference": Label("KL to the reference", "nats per token"),
+    "completion/length": Label("completion length", "tokens, mean", ".1f"),
+    "completion/truncated": Label("completions cut", "share at max_new_tokens", ".0%"),
+    "group/silent": Label("groups without signal", "share", ".0%"),
+    "policy/clip_fraction": Label("clipped ratios", "share of tokens", ".1%"),
+    "policy/sampler_gap": Label("sampler gap", "nats per token", ".1e"),
+    "sft/accuracy": Label("token accuracy", "share", ".1%"),
+    "optim/grad_norm": Label("gradient norm", "before clipping"),
+    "optim/learning_rate": Label("learning rate", "", ".2e"),
+    "optim/loss": Label("loss", ""),
+    "tokens/per_second": Label("speed", "tokens per second", ",.0f"),
+    "tokens/total": Label("tokens", "since the start", ",.0f"),
+    "time/step": Label("time of a step", "seconds", ".2f"),
+    "time/sample": Label("time of sampling", "seconds", ".2f"),
+}
+"""In the order in which they are shown."""
+
+
+def label(name: str) -> Label:
+    """Return the label of a metric; an unknown one is called by its own name."""
+    if name.startswith("eval/"):
+        # An evaluation that repeats a metric of training is named after it: eval/reward/mean, eval/loss.
+        inner = name.removeprefix("eval/")
+        known = LABELS.get(inner)
+        return known._replace(words=f"held-out {known.words}") if known else Label(f"held-out {_words(inner)}")
+    if name.startswith("reward/") and name not in LABELS:
+        return Label(f"reward: {_words(name.removeprefix('reward/'))}", "mean of the rollout")
+    return LABELS.get(name, Label(_words(name)))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Sort metrics as they are read: reward and its parts, evaluations, then the rest; the loss where it matters.
+
+    In reinforcement learning the loss says next to nothing and comes late; where there is no reward it comes first.
+    """
+    known = list(LABELS)
+    present = sorted(set(names) - {"step"})
+    has_reward = "reward/mean" in present
+
+    def place(name: str) -> tuple[float, str]:
+        if name == "optim/loss" and not has_reward:
+            return (-1, name)
+        if name in LABELS:
+            return (known.index(name), name)
+        return (0.5 if name.startswith("eval/") else 1.5 if name.startswith("reward/") else len(known), name)
+
+    return sorted(present, key=place)
+
+
+def number(name: str, value: float) -> str:
+    """Write the value of a metric as it is read."""
+    return "not finite" if value != value or abs(value) == float("inf") else format(value, label(name).form)
+
+
+def duration(seconds: float) -> str:
+    """Write a time as 1:02 or 2:05:30."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
