@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Message = dict[str, str]
@@ -115,15 +116,21 @@ class Examples:
 class Rollouts:
     """B = N * G completions; rows n*G .. n*G + G-1 are the group of prompt n.
 
+    prompts: the prompts that were asked. N of them
+    numbers: their numbers within the step, over all processes. N of them
+    group_size: G, completions of each prompt.
     sequences: prompt and completion; its actions are the completion's tokens, the closing EOS among them. [B, T]
     logprobs: log-probabilities under which the tokens were sampled, temperature included, 0 elsewhere. [B, T]
     entropy: entropy of the distribution that each action was drawn from, nats, 0 elsewhere. [B, T]
     terminated: True where an EOS ended the completion, False where the length cap cut it. [B]
-    texts: the completions decoded, without special tokens unless the sampler was told to keep them. B of them.
+    texts: the completions decoded, without special tokens unless the sampler was told to keep them. B of them
     weight_version: number of optimizer steps that the sampling weights had seen.
+    rewards: NaN where there is none (yet). [B]
+    parts: what each reward function gave, unweighted, NaN where it does not apply. name -> [B]
     """
 
     prompts: Prompts
+    numbers: list[int]
     group_size: int
     sequences: Sequences
     logprobs: Tensor
@@ -131,9 +138,70 @@ class Rollouts:
     terminated: Tensor
     texts: list[str]
     weight_version: int
+    rewards: Tensor
+    parts: dict[str, Tensor]
 
     def __len__(self) -> int:
         return len(self.sequences)
+
+    def select(self, groups: Sequence[int]) -> Rollouts:
+        """Return whole groups, in the order given."""
+        rows = [group * self.group_size + g for group in groups for g in range(self.group_size)]
+        state = self.state()
+        chosen: dict[str, Any] = {name: value[rows] for name, value in state.items() if isinstance(value, Tensor)}
+        chosen["parts"] = {name: part[rows] for name, part in self.parts.items()}
+        chosen["texts"] = [self.texts[row] for row in rows]
+        chosen["numbers"] = [self.numbers[group] for group in groups]
+        return Rollouts.from_state({**state, **chosen}, self.prompts.select(groups))
+
+    @staticmethod
+    def concatenate(pieces: Sequence[Rollouts]) -> Rollouts:
+        """Join the groups of several rollouts of the same weights and rewards, in the order given."""
+        first, states = pieces[0], [piece.state() for piece in pieces]
+        width = max(piece.sequences.input_ids.shape[1] for piece in pieces)
+
+        def joined(values: list[Tensor]) -> Tensor:
+            widened = [value if value.ndim == 1 else F.pad(value, (0, width - value.shape[1])) for value in values]
+            return torch.cat(widened)
+
+        tensors = [name for name, value in states[0].items() if isinstance(value, Tensor)]
+        state: dict[str, Any] = {name: joined([s[name] for s in states]) for name in tensors}
+        state["parts"] = {name: joined([piece.parts[name] for piece in pieces]) for name in first.parts}
+        state["texts"] = [text for piece in pieces for text in piece.texts]
+        state["numbers"] = [number for piece in pieces for number in piece.numbers]
+        prompts = Prompts(
+            ids=[ids for piece in pieces for ids in piece.prompts.ids],
+            texts=[text for piece in pieces for text in piece.prompts.texts],
+            columns={
+                name: [value for piece in pieces for value in piece.prompts.columns[name]]
+                for name in first.prompts.columns
+            },
+        )
+        return Rollouts.from_state({**states[0], **state}, prompts)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything but the prompts, which their numbers tell, as tensors and plain values."""
+        return {
+            "numbers": self.numbers,
+            "group_size": self.group_size,
+            "input_ids": self.sequences.input_ids,
+            "lengths": self.sequences.lengths,
+            "action_mask": self.sequences.action_mask,
+            "logprobs": self.logprobs,
+            "entropy": self.entropy,
+            "terminated": self.terminated,
+            "texts": self.texts,
+            "weight_version": self.weight_version,
+            "rewards": self.rewards,
+            "parts": self.parts,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], prompts: Prompts) -> Rollouts:
+        """Build rollouts from what `state` returned and the prompts of its numbers."""
+        rest = dict(state)
+        sequences = Sequences(rest.pop("input_ids"), rest.pop("lengths"), rest.pop("action_mask"))
+        return cls(prompts=prompts, sequences=sequences, **rest)
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> list[int]:

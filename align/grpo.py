@@ -7,12 +7,30 @@ named, and averaging is another function (`align.aggregate`). k3 without the rat
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+from torch import Tensor, nn
+
+from align.aggregate import Average, per_token
+from align.batch import Prompts, Rollouts, rows_at
+from align.config import GRPOConfig
+from align.rewards import Reward, as_completions, check_rewards, score
+from align.sampler import Sampler
+from align.training import Trainer
 from classic_rl.divergences import kl_k3
 from classic_rl.losses import clipped_surrogate_loss, policy_gradient_loss
 from classic_rl.masked import check_same_shape
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from align.models import Reference
 
 
 def centre_by_group(rewards: Tensor, group_size: int) -> Tensor:
@@ -185,3 +203,258 @@ def _counted(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, action_
 def _zero_uncounted(action_mask: Tensor, *tensors: Tensor) -> list[Tensor]:
     # where, before any exp: what does not count may be NaN or huge, and a 0 gradient times inf is NaN.
     return [torch.where(action_mask, x, 0.0) for x in tensors]
+
+
+class GRPO:
+    """The loop: sample groups, score them, take `updates_per_rollout` optimizer steps on them, and again.
+
+    policy: the module that is trained; the sampler shares its model.
+    prompts, rewards: what is asked, and what judges the answers.
+    surrogate: the policy loss per token; `grpo_loss` with the config's bounds by default.
+    advantages: (rewards [B], group_size) -> [B], such as `centre_by_group`.
+    average: from the loss per token to one number, such as `align.aggregate.per_sequence`.
+    reference: as `align.models.reference_of` gives it; needed if and only if kl_coef is not 0.
+    on_error: what a reward that fails on a sample does: "error" stops, "skip" leaves the sample out, "zero" gives 0.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        sampler: Sampler,
+        prompts: Prompts,
+        rewards: Sequence[Reward | Callable[..., Any]],
+        config: GRPOConfig,
+        accelerator: Accelerator,
+        *,
+        surrogate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None,
+        advantages: Callable[[Tensor, int], Tensor] = standardize_by_group,
+        average: Average = per_token,
+        reference: Reference | None = None,
+        on_error: Literal["error", "skip", "zero"] = "error",
+    ) -> None:
+        if (reference is None) != (config.kl_coef == 0):
+            raise ValueError(
+                f"kl_coef is {config.kl_coef} and a reference was {'not ' if reference is None else ''}given: "
+                "pass reference=reference_of(policy) with a kl_coef above 0, and neither otherwise."
+            )
+        if config.prompts_per_step < accelerator.num_processes:
+            raise ValueError(
+                f"prompts_per_step is {config.prompts_per_step}, fewer than the {accelerator.num_processes} processes: "
+                "raise it, because a group stays in one process"
+            )
+        self.config = config
+        self.sampler = sampler
+        self.prompts = prompts
+        self.rewards = check_rewards(rewards, prompts.columns)
+        self.accelerator = accelerator
+        self.trainer = Trainer(policy, config.optimizer, accelerator, config.steps)
+        self.surrogate = surrogate or partial(grpo_loss, clip_low=config.clip_low, clip_high=config.clip_high)
+        self.advantages = advantages
+        self.average = average
+        self.reference = reference
+        self.on_error: Literal["error", "skip", "zero"] = on_error
+        self.step = 0
+        self.total_steps = config.steps
+        self.update = 0  # updates already taken on the current rollouts
+        self.position = 0  # prompts drawn before the current rollouts, epochs laid end to end
+        self.drawn = 0  # prompts drawn for the current rollouts
+        self.rollouts: Rollouts | None = None
+
+    def steps(self) -> Iterator[dict[str, float]]:
+        """Yield the metrics of each optimizer step, from the current step to the last."""
+        while self.step < self.total_steps:
+            started = time.perf_counter()
+            sampled: dict[str, float] = {}
+            if self.update == 0:
+                self.position += self.drawn
+                self.rollouts = self._sample()
+                sampled = self._describe(self.rollouts) | {"time/sample": time.perf_counter() - started}
+            assert self.rollouts is not None
+            updated = self._learn(self.rollouts)
+            self.step += 1
+            self.update = (self.update + 1) % self.config.updates_per_rollout
+            yield {**sampled, **updated, "time/step": time.perf_counter() - started}
+
+    def _sample(self) -> Rollouts:
+        """Sample and score this process's groups, and replace silent ones by fresh prompts while redraws are left."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.sampler.load_weights(self.trainer.policy, self.step)
+        self.drawn = self.config.prompts_per_step
+        rollouts = self._ask(list(range(self.drawn))[rank::processes])
+        for _ in range(self.config.max_redraws):
+            silent = [rollouts.numbers[group] for group in self._silent(rollouts).nonzero()[:, 0].tolist()]
+            everywhere = sorted(self._gathered(silent))
+            if not everywhere:
+                break
+            fresh = {number: self.drawn + i for i, number in enumerate(everywhere)}
+            self.drawn += len(fresh)
+            if silent:
+                kept = [group for group, number in enumerate(rollouts.numbers) if number not in fresh]
+                rollouts = Rollouts.concatenate([rollouts.select(kept), self._ask([fresh[n] for n in silent])])
+        if rollouts.weight_version != self.step:
+            raise RuntimeError(
+                f"the sampler's weights are of step {rollouts.weight_version}, the policy is at step {self.step}: "
+                "load_weights did not take effect, and training would be off-policy without a correction"
+            )
+        return rollouts
+
+    def _ask(self, numbers: list[int]) -> Rollouts:
+        """Sample a group for each prompt of the step named by number, and score it."""
+        size = self.config.group_size
+        prompts = self._prompts_of(numbers)
+        rollouts = self.sampler.sample(prompts, group_size=size, seed=self.config.seed, step=self.step, numbers=numbers)
+        asked = prompts.select([row for row in range(len(prompts)) for _ in range(size)])
+        scores = score(
+            self.rewards,
+            asked.texts,
+            as_completions(rollouts.texts, asked.texts),
+            asked.columns,
+            on_error=self.on_error,
+        )
+        for fault in scores.faults:
+            warnings.warn(fault, stacklevel=2)
+        parts = {name: torch.tensor(part) for name, part in scores.parts.items()}
+        return replace(rollouts, rewards=torch.tensor(scores.total), parts=parts)
+
+    def _prompts_of(self, numbers: Sequence[int]) -> Prompts:
+        rows = rows_at(self.position, max(numbers, default=-1) + 1, len(self.prompts), self.config.seed)
+        return self.prompts.select([rows[number] for number in numbers])
+
+    def _silent(self, rollouts: Rollouts) -> Tensor:
+        """True for groups whose advantages are all 0, so that nothing can be learned from them. [N]"""
+        size = self.config.group_size
+        return (self.advantages(rollouts.rewards, size) == 0).view(-1, size).all(dim=1)
+
+    def _learn(self, rollouts: Rollouts) -> dict[str, float]:
+        """Take one optimizer step on the rollouts."""
+        advantages = self.advantages(rollouts.rewards, self.config.group_size)
+        action_mask = rollouts.sequences.action_mask
+        if self.config.mask_truncated:
+            action_mask = action_mask & rollouts.terminated[:, None]
+        denominator = self.trainer.sum_over_processes({"count": self.average.count(action_mask)})["count"]
+        # Where the advantage is the only source of gradient, a row without one is not forwarded; its tokens count.
+        learning = (advantages != 0) | (self.reference is not None)
+        kept = (learning & action_mask.any(dim=1)).nonzero()[:, 0]
+
+        def loss_of(logprobs: Tensor, micro_batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            rows = kept[micro_batch]
+            batch = replace(rollouts.sequences, action_mask=action_mask).select(rows).to(logprobs.device)
+            mask, width = batch.action_mask, logprobs.shape[1]
+            sampler_logprobs = rollouts.logprobs[rows, :width].to(logprobs.device)
+            # The weights that sampled are still the policy's in the first update: the ratio is 1 without rounding.
+            old_logprobs = logprobs.detach() if self.update == 0 else sampler_logprobs
+            loss = self.surrogate(logprobs, old_logprobs, advantages[rows].to(logprobs.device), mask)
+            sums = self._compare(logprobs.detach(), old_logprobs, sampler_logprobs, mask)
+            if self.reference is not None:
+                ref_logprobs = self.reference(batch.input_ids, mask)
+                loss = loss + self.config.kl_coef * ratio_weighted_k3(logprobs, old_logprobs, ref_logprobs, mask)
+                sums["kl"] = kl_k3(logprobs.detach(), ref_logprobs)[mask].sum()
+            return self.average.mean(loss, mask, denominator=denominator), sums
+
+        sequences = replace(rollouts.sequences, action_mask=action_mask).select(kept)
+        sums = self.trainer.step(sequences, loss_of, step=self.step)
+        tokens = max(sums.get("tokens", 0.0), 1.0)
+        metrics = {f"optim/{name}": sums[name] for name in ("loss", "grad_norm", "learning_rate")}
+        metrics |= {"tokens/trained": sums.get("tokens", 0.0)}
+        metrics |= {"policy/clip_fraction": sums.get("clipped", 0.0) / tokens}
+        if self.update == 0:
+            metrics |= {"policy/sampler_gap": sums.get("gap", 0.0) / tokens}
+        if self.reference is not None:
+            metrics |= {"kl/reference": sums.get("kl", 0.0) / tokens}
+        return metrics
+
+    def _compare(self, logprobs: Tensor, old: Tensor, sampler: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        ratio = torch.exp(logprobs - old)[mask]
+        clipped = (ratio < 1 - self.config.clip_low) | (ratio > 1 + self.config.clip_high)
+        return {"tokens": mask.sum(), "clipped": clipped.sum(), "gap": (logprobs - sampler).abs()[mask].sum()}
+
+    def _describe(self, rollouts: Rollouts) -> dict[str, float]:
+        """Return the metrics of a rollout, over all processes."""
+        valid = rollouts.rewards[~rollouts.rewards.isnan()].double()
+        local = {
+            "completions": torch.tensor(len(rollouts)),
+            "groups": torch.tensor(len(rollouts.numbers)),
+            "silent": self._silent(rollouts).sum(),
+            "tokens": rollouts.sequences.action_mask.sum(),
+            "entropy": rollouts.entropy.sum(),
+            "truncated": (~rollouts.terminated).sum(),
+            "valid": torch.tensor(len(valid)),
+            "reward": valid.sum(),
+            "square": valid.square().sum(),
+        }
+        for name, part in rollouts.parts.items():
+            local[f"part {name}"], local[f"valid {name}"] = part.nansum(), (~part.isnan()).sum()
+        sums = self.trainer.sum_over_processes(local)
+        mean = sums["reward"] / max(sums["valid"], 1)
+        variance = (sums["square"] - sums["valid"] * mean**2) / max(sums["valid"] - 1, 1)
+        return {
+            "reward/mean": mean,
+            "reward/std": max(variance, 0.0) ** 0.5,
+            **{f"reward/{name}": sums[f"part {name}"] / max(sums[f"valid {name}"], 1) for name in rollouts.parts},
+            "group/silent": sums["silent"] / sums["groups"],
+            "completion/length": sums["tokens"] / sums["completions"],
+            "completion/truncated": sums["truncated"] / sums["completions"],
+            "policy/entropy": sums["entropy"] / sums["tokens"],
+            "tokens/generated": sums["tokens"],
+        }
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Return this process's last rollouts as plain values, for the console and the report."""
+        if self.rollouts is None:
+            return []
+        advantages = self.advantages(self.rollouts.rewards, self.config.group_size).tolist()
+        tokens = self.rollouts.sequences.action_mask.sum(dim=1).tolist()
+        return [
+            {
+                "group": self.rollouts.numbers[row // self.config.group_size],
+                "prompt": self.rollouts.prompts.texts[row // self.config.group_size],
+                "completion": text,
+                "reward": float(self.rollouts.rewards[row]),
+                "parts": {name: float(part[row]) for name, part in self.rollouts.parts.items()},
+                "advantage": advantages[row],
+                "tokens": tokens[row],
+                "terminated": bool(self.rollouts.terminated[row]),
+            }
+            for row, text in enumerate(self.rollouts.texts)
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a resumed run needs; every process calls it, and all return the same.
+
+        Rollouts whose updates are not all taken are in it, of all processes, so another number of them may go on.
+        """
+        pending = None
+        if self.update != 0 and self.rollouts is not None:
+            pieces = [
+                Rollouts.from_state(s, self._prompts_of(s["numbers"])) for s in self._gathered([self.rollouts.state()])
+            ]
+            whole = Rollouts.concatenate(pieces)
+            order = sorted(range(len(whole.numbers)), key=whole.numbers.__getitem__)
+            pending = whole.select(order).state()
+        return {
+            "trainer": self.trainer.state(),
+            "step": self.step,
+            "update": self.update,
+            "position": self.position,
+            "drawn": self.drawn,
+            "rollouts": pending,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from where `state` was taken."""
+        self.trainer.load_state(state["trainer"])
+        self.step, self.update = state["step"], state["update"]
+        self.position, self.drawn = state["position"], state["drawn"]
+        self.rollouts = None
+        if state["rollouts"] is not None:
+            whole = Rollouts.from_state(state["rollouts"], self._prompts_of(state["rollouts"]["numbers"]))
+            mine = range(len(whole.numbers))[self.accelerator.process_index :: self.accelerator.num_processes]
+            self.rollouts = whole.select(mine)
+
+    def _gathered(self, items: list[Any]) -> list[Any]:
+        """Join a list over all processes, in their order."""
+        if self.accelerator.num_processes == 1:
+            return items
+        from accelerate.utils import gather_object
+
+        return gather_object(items)

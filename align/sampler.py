@@ -76,7 +76,7 @@ class Sampler:
         """
         if len(prompts) == 0:
             raise ValueError("no prompts to sample from: give at least one")
-        numbers = range(len(prompts)) if numbers is None else numbers
+        numbers = list(range(len(prompts)) if numbers is None else numbers)
         drawn = _Drawn.empty(len(prompts) * group_size, self.config.max_new_tokens)
         was_training = self.model.training
         self.model.eval()  # in train mode, gradient checkpointing would switch the cache off
@@ -87,7 +87,7 @@ class Sampler:
                 drawn.put(rows, self._sample_batch([prompts.ids[row] for row in batch], group_size, keys))
         finally:
             self.model.train(was_training)
-        return self._rollouts(prompts, group_size, drawn)
+        return self._rollouts(prompts, numbers, group_size, drawn)
 
     def _batches(self, prompts: Prompts, group_size: int) -> list[list[int]]:
         """Cut the prompts, shortest first, so that each batch's cache stays within the budget; a group stays whole."""
@@ -126,7 +126,7 @@ class Sampler:
             decoder.append(tokens)
         return drawn
 
-    def _rollouts(self, prompts: Prompts, group_size: int, drawn: _Drawn) -> Rollouts:
+    def _rollouts(self, prompts: Prompts, numbers: list[int], group_size: int, drawn: _Drawn) -> Rollouts:
         completions = [ids[:n] for ids, n in zip(drawn.ids.tolist(), drawn.lengths.tolist(), strict=True)]
         prompt_ids = [ids for ids in prompts.ids for _ in range(group_size)]
         pairs = list(zip(prompt_ids, completions, strict=True))
@@ -141,6 +141,7 @@ class Sampler:
 
         return Rollouts(
             prompts=prompts,
+            numbers=numbers,
             group_size=group_size,
             sequences=sequences,
             logprobs=laid_out(drawn.logprobs),
@@ -148,6 +149,8 @@ class Sampler:
             terminated=drawn.terminated,
             texts=self.tokenizer.batch_decode(completions, skip_special_tokens=not self.keep_special_tokens),
             weight_version=self.weight_version,
+            rewards=torch.full((len(completions),), torch.nan),
+            parts={},
         )
 
 

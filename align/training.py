@@ -1,0 +1,194 @@
+"""One optimizer step over micro-batches: length-sorted, under a token budget, with denominators of the whole step.
+
+How a step is cut, into micro-batches or over processes, never changes its gradient: losses arrive divided by counts of
+the whole step, so the parts add up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from align.batch import Sequences
+from align.config import OptimizerConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""(logprobs [b, t], rows [b]) -> the micro-batch's part of the step's loss, and sums to add up over the step."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient was NaN or infinite. The weights are as they were before the step.
+
+    evidence: tensors of the batch that did it, to look at.
+    """
+
+    def __init__(self, message: str, evidence: dict[str, Tensor]) -> None:
+        super().__init__(message)
+        self.evidence = evidence
+
+
+class Trainer:
+    """A policy with its optimizer, under Accelerate.
+
+    policy: after construction, the module that Accelerate prepared; `unwrapped` is the one inside.
+    total_steps: length of the learning-rate schedule.
+    """
+
+    def __init__(self, policy: nn.Module, config: OptimizerConfig, accelerator: Accelerator, total_steps: int) -> None:
+        parameters = [p for p in policy.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError("no parameter requires a gradient: load adapters as trainable, or unfreeze the model")
+        optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        self.config = config
+        self.accelerator = accelerator
+        self.total_steps = total_steps
+        self.policy, self.optimizer = accelerator.prepare(policy, optimizer)
+        self.unwrapped: Any = accelerator.unwrap_model(self.policy)
+
+    def step(self, sequences: Sequences, loss_of: Loss, *, step: int) -> dict[str, float]:
+        """Take one optimizer step on the rows of this process, of which there may be none.
+
+        Args:
+            sequences: rows to learn from. [B, T]
+            loss_of: called once a micro-batch with the log-probabilities of its actions.
+            step: optimizer steps taken so far; sets the learning rate.
+
+        Returns:
+            The sums of `loss_of` over all processes, `loss`, and the gradient's norm and learning rate.
+
+        Raises:
+            NonFiniteError: before the update, if the loss or a gradient is not finite.
+        """
+        micro_batches = cut_by_tokens(sequences.lengths, self.config.tokens_per_micro_batch)
+        totals: dict[str, Tensor] = {}
+        for number, rows in enumerate(micro_batches):
+            last = number == len(micro_batches) - 1
+            # Processes may have different numbers of micro-batches: they meet once, in the backward pass of the last.
+            with nullcontext() if last else self.accelerator.no_sync(self.policy):
+                for name, value in self._backward(sequences, rows, loss_of).items():
+                    totals[name] = totals[name] + value if name in totals else value
+        sums = self.sum_over_processes(totals)
+        grad_norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm))  # pyright: ignore[reportArgumentType]
+        if not (math.isfinite(sums["loss"]) and math.isfinite(grad_norm)):
+            self.optimizer.zero_grad()
+            raise NonFiniteError(
+                f"step {step + 1}: loss {sums['loss']}, gradient norm {grad_norm}; the weights are as before the "
+                "step. Lower learning_rate or max_grad_norm, or look at the batch that was saved.",
+                {"input_ids": sequences.input_ids, "action_mask": sequences.action_mask},
+            )
+        rate = learning_rate(self.config, step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {**sums, "grad_norm": grad_norm, "learning_rate": rate}
+
+    def _backward(self, sequences: Sequences, rows: Tensor, loss_of: Loss) -> dict[str, Tensor]:
+        if len(rows):
+            batch = sequences.select(rows).to(self.accelerator.device)
+        else:
+            # A process without rows still needs a loss, or it skips backward() and the others wait for ever.
+            batch = Sequences.from_lists([[0, 0]], [[False, False]]).to(self.accelerator.device)
+        logprobs = self.policy(batch.input_ids, batch.action_mask).logprobs
+        loss, sums = loss_of(logprobs, rows) if len(rows) else (logprobs.sum(), {})
+        self.accelerator.backward(loss * self.accelerator.num_processes)  # the gradients are averaged over processes
+        return {"loss": loss.detach(), **sums}
+
+    def sum_over_processes(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Add up named scalars over all processes. A process may lack some of them."""
+        names = sorted(sums)
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            names = sorted(set(gather_object(names)))
+        stacked = torch.stack(
+            [sums.get(name, torch.zeros(())).detach().to(self.accelerator.device, torch.float64) for name in names]
+        )
+        total: Any = self.accelerator.reduce(stacked, "sum")
+        return dict(zip(names, total.tolist(), strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """Return copies of the trained parameters and of the optimizer's state, by parameter name."""
+        return {
+            "parameters": {name: _copy(p) for name, p in self._trained()},
+            "optimizer": {
+                name: {key: _copy(value) for key, value in self._optimizer_state[p].items()}
+                for name, p in self._trained()
+                if p in self._optimizer_state
+            },
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned; training goes on bit for bit."""
+        expected, got = {name for name, _ in self._trained()}, set(state["parameters"])
+        if expected != got:
+            raise ValueError(
+                f"the checkpoint is of another model: it lacks {sorted(expected - got)[:3]} and has "
+                f"{sorted(got - expected)[:3]}. Resume with the model and LoRA options that the run began with."
+            )
+        with torch.no_grad():
+            for name, p in self._trained():
+                p.copy_(state["parameters"][name])
+                if name in state["optimizer"]:
+                    # copies, because the optimizer goes on in place
+                    self._optimizer_state[p] = {
+                        key: value.to(p.device, copy=True) for key, value in state["optimizer"][name].items()
+                    }
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.unwrapped.named_parameters() if p.requires_grad]
+
+    @property
+    def _optimizer_state(self) -> dict[Tensor, dict[str, Tensor]]:
+        return self.optimizer.optimizer.state  # the AdamW inside Accelerate's wrapper
+
+
+def cut_by_tokens(lengths: Tensor, tokens: int) -> list[Tensor]:
+    """Cut rows, longest first, into batches of at most `tokens` once padded; a longer row is a batch of its own.
+
+    Longest first, so that a run that does not fit into memory fails at its first micro-batch.
+
+    Args:
+        lengths: tokens of each row. [B]
+        tokens: budget of one batch, padding included.
+
+    Returns:
+        Row numbers of each batch; one empty batch if there are no rows.
+
+    >>> [rows.tolist() for rows in cut_by_tokens(torch.tensor([3, 9, 4, 2]), tokens=10)]
+    [[1], [2, 0], [3]]
+    """
+    order = torch.argsort(lengths, descending=True, stable=True)
+    batches, start = [], 0
+    while start < len(order):
+        rows = max(1, tokens // max(1, int(lengths[order[start]])))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches or [order]
+
+
+def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """Return the learning rate of a step counted from 0: linear warm-up, then the schedule down to its final fraction.
+
+    >>> config = OptimizerConfig(learning_rate=1.0, schedule="linear", warmup_steps=2, final_fraction=0.1)
+    >>> [round(learning_rate(config, step, total_steps=5), 2) for step in range(5)]
+    [0.5, 1.0, 1.0, 0.7, 0.4]
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    shape = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+    floor = config.final_fraction if config.schedule != "constant" else 0.0
+    return config.learning_rate * (floor + (1 - floor) * shape[config.schedule])
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)

@@ -1,0 +1,121 @@
+"""The walk task: a verifiable, readable, endless task on which a tiny model can discover that thinking pays.
+
+On a 5 x 5 board of letters, a to y, that wraps at its edges, the prompt gives a start square and ten to twelve moves.
+The answer is the square where the walk ends. A model may answer at once, or first write the squares on the way:
+
+    prompt        kRDLUURRDLU.     dots fill the place of missing moves; there are 25 * 4^12 of the longest walks alone
+    guessing      g
+    thinking      <think>lqpkfghmlg</think>g
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BOARD = "abcdefghijklmnopqrstuvwxy"
+MOVES = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}
+SHORTEST, LONGEST = 10, 12
+"""Moves of a walk."""
+WORDS = ["<pad>", "<eos>", "<user>", "<assistant>", "<think>", "</think>", *BOARD, *MOVES, "."]
+"""The vocabulary: four special tokens, the two marks of thinking, and single characters."""
+LONGEST_COMPLETION = 18
+"""Tokens: twelve squares, the two marks of thinking, the answer, EOS, and a little room to fail."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}<eos>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def squares_of(prompt: str) -> str:
+    """Return the squares that a walk visits after its start; the last one is the answer.
+
+    >>> squares_of("kRDLUU")
+    'lqpkf'
+    """
+    row, column = divmod(BOARD.index(prompt[0]), 5)
+    visited = ""
+    for move in prompt[1:].rstrip("."):
+        down, right = MOVES[move]
+        row, column = (row + down) % 5, (column + right) % 5
+        visited += BOARD[5 * row + column]
+    return visited
+
+
+def walks(count: int, *, seed: int, avoid: frozenset[str] = frozenset()) -> list[str]:
+    """Draw different prompts, none of which is in `avoid`."""
+    draw = random.Random(seed)
+    prompts: dict[str, None] = {}
+    while len(prompts) < count:
+        moves = "".join(draw.choices("UDLR", k=draw.randint(SHORTEST, LONGEST)))
+        # One width for all: with it, a square and the move that led to it stand a fixed number of tokens apart, which
+        # a model of this size learns from a few hundred walks. Without it, that alone takes thousands.
+        prompt = (draw.choice(BOARD) + moves).ljust(1 + LONGEST, ".")
+        if prompt not in avoid:
+            prompts[prompt] = None
+    return list(prompts)
+
+
+def tasks(prompts: list[str]) -> list[dict[str, Any]]:
+    """Return rows of prompt and answer, as `align.data` reads them."""
+    return [{"prompt": [_turn("user", prompt)], "answer": squares_of(prompt)[-1]} for prompt in prompts]
+
+
+def demonstrations(prompts: list[str], *, thinking: float, seed: int) -> list[dict[str, Any]]:
+    """Return rows of prompt and completion, of which a share thinks before it answers and the others answer at once."""
+    draw = random.Random(seed)
+    rows = []
+    for prompt in prompts:
+        squares = squares_of(prompt)
+        thoughts = f"<think>{squares}</think>" if draw.random() < thinking else ""
+        rows.append({"prompt": [_turn("user", prompt)], "completion": [_turn("assistant", thoughts + squares[-1])]})
+    return rows
+
+
+def walk_tokenizer() -> PreTrainedTokenizerBase:
+    """Build a tokenizer of single characters, the two marks of thinking and four special tokens."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("</?think>|."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        additional_special_tokens=["<user>", "<assistant>"],
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def walk_model(*, seed: int) -> PreTrainedModel:
+    """Build a Llama of a third of a million parameters with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.04,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
