@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -40,8 +41,11 @@ def tiny_tokenizer(
     add_eos: bool = False,
     merges: Iterable[tuple[str, str]] = (),
     alphabet: str = string.printable,
-) -> PreTrainedTokenizerFast:
-    """Build a fast tokenizer of characters; `add_bos` and `add_eos` say what its plain call puts around a text."""
+) -> Any:
+    """Build a fast tokenizer of characters; `add_bos` and `add_eos` say what its plain call puts around a text.
+
+    Returned as Any: by its own types, what a tokenizer gives may be a string, a list or nothing.
+    """
     merges = list(merges)
     specials = list(dict.fromkeys(token for token in (PAD, BOS, EOS, START, END, bos, eos, pad) if token))
     tokens = [*specials, "<unk>", *alphabet, *("".join(pair) for pair in merges)]

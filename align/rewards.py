@@ -1,0 +1,253 @@
+"""Rewards: functions of prompts, completions and the columns of the data, and how several make one score.
+
+A reward is called by name, `f(prompts=..., completions=..., **columns)`, and returns one number a completion, or None
+where it does not apply. It may be async. Whatever it does wrong is named by reward and sample; nothing passes silently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from align.reward_values import checked, shown
+from align.verifiable import Completion, RewardFunction, exact_answer, numeric_answer, regex_format, soft_overlong
+
+BUILT_IN: dict[str, Callable[..., RewardFunction]] = {
+    make.__name__: make for make in (exact_answer, numeric_answer, regex_format, soft_overlong)
+}
+
+
+class RewardError(ValueError):
+    """A reward cannot be called, or failed; the message names it and the sample."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward function with its name in the metrics and its weight in the total."""
+
+    function: Callable[..., Any]
+    name: str = ""
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise ValueError(f"a reward must be a function, got {shown(self.function)}")
+        if not math.isfinite(self.weight):
+            raise ValueError(f"weight must be finite, got {self.weight}: leave the reward out instead")
+        unwrapped = getattr(self.function, "func", self.function)
+        default = getattr(unwrapped, "__name__", type(unwrapped).__name__)
+        object.__setattr__(self, "name", self.name or default)
+
+    def arguments(self, available: Iterable[str]) -> list[str]:
+        """Return which of the available arguments the function takes: all, if it takes `**columns`.
+
+        Raises:
+            RewardError: if it needs one that is not there.
+        """
+        available = list(available)
+        try:
+            parameters = inspect.signature(self.function).parameters.values()
+        except ValueError:  # some builtins have no signature
+            return available
+        for parameter in parameters:
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                raise RewardError(f"reward {self.name!r} takes {parameter.name!r} by position only: remove the `/`")
+            named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if named and parameter.default is parameter.empty and parameter.name not in available:
+                raise RewardError(
+                    f"reward {self.name!r} asks for {parameter.name!r}, which the data do not have: there are "
+                    f"{', '.join(available)}{_nearest(parameter.name, available)}"
+                )
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return available
+        taken = {parameter.name for parameter in parameters}
+        return [name for name in available if name in taken]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the rewards say of B completions.
+
+    total: weighted sum over the parts that apply, NaN where none does. B of them.
+    parts: the values of each reward before its weight, NaN where it does not apply.
+    faults: what went wrong and was skipped or set to 0.
+    """
+
+    total: list[float]
+    parts: dict[str, list[float]]
+    faults: list[str] = field(default_factory=list)
+
+
+def check_rewards(rewards: Sequence[Reward | Callable[..., Any]], columns: Iterable[str]) -> list[Reward]:
+    """Return the rewards, bare functions wrapped, that these columns serve: to be called before a model loads.
+
+    Raises:
+        RewardError: if there are none, two have one name, or one needs a column that is not there.
+    """
+    wrapped = [reward if isinstance(reward, Reward) else Reward(reward) for reward in rewards]
+    if not wrapped:
+        raise RewardError("no rewards: pass at least one")
+    available = ["prompts", "completions", *columns]
+    for row, reward in enumerate(wrapped):
+        if reward.name in (earlier.name for earlier in wrapped[:row]):
+            raise RewardError(f"two rewards have the name {reward.name!r}: pass Reward(function, name=...)")
+        reward.arguments(available)
+    return wrapped
+
+
+def as_completions(texts: Sequence[str], prompts: Sequence[str | list[dict[str, str]]]) -> list[Completion]:
+    """Give texts the form of their prompts: a string for a string, one message of the assistant for messages."""
+    return [
+        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        for text, prompt in zip(texts, prompts, strict=True)
+    ]
+
+
+def score(
+    rewards: Sequence[Reward | Callable[..., Any]],
+    prompts: Sequence[str | list[dict[str, str]]],
+    completions: Sequence[Completion],
+    columns: Mapping[str, Sequence[Any]],
+    *,
+    on_error: Literal["error", "skip", "zero"] = "error",
+) -> Scores:
+    """Call every reward on all completions, the async ones together, and add them up by weight.
+
+    Args:
+        rewards: of different names; bare functions have weight 1.
+        prompts: the prompt of each completion, as the data has it. B of them.
+        completions: strings or messages, as `as_completions` gives them. B of them.
+        columns: other arguments of the rewards by name, B values each.
+        on_error: "error" raises; "skip" treats a faulty value as not applicable and "zero" as 0, and both
+            note it in `faults`. A reward that raises, or returns no list of B values, is faulty on all samples.
+
+    Raises:
+        RewardError: if a reward needs a column that is not there, or fails under "error".
+    """
+    if on_error not in ("error", "skip", "zero"):
+        raise ValueError(f'on_error must be "error", "skip" or "zero", got {on_error!r}')
+    arguments = {"prompts": prompts, "completions": completions, **columns}
+    for name, values in arguments.items():
+        if len(values) != len(completions):
+            raise ValueError(f"{name} must have one value a completion: expected {len(completions)}, got {len(values)}")
+    called = check_rewards(rewards, columns)
+    parts: dict[str, list[float]] = {}
+    faults: list[str] = []
+    for reward, result in zip(called, _call_all(called, arguments), strict=True):
+        values, faulty = checked(result, completions)
+        found = [f"reward {reward.name!r} failed on {fault}" for fault in dict.fromkeys(faulty.values())]
+        if found and on_error == "error":
+            more = f" (and {len(found) - 1} more faults)" if len(found) > 1 else ""
+            raise RewardError(found[0] + more) from (result if isinstance(result, BaseException) else None)
+        faults += found
+        fill = 0.0 if on_error == "zero" else math.nan
+        parts[reward.name] = [fill if row in faulty else value for row, value in enumerate(values)]
+    return Scores(_total(called, parts, len(completions)), parts, faults)
+
+
+def resolve(name: str) -> Reward:
+    """Find a reward by what a command line can say: a built-in name, `module:function` or `path.py:function`."""
+    place, _, attribute = name.rpartition(":")
+    if not place:
+        return Reward(_built_in(name))
+    module = _load(place)
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise RewardError(f"{place} has no {attribute!r}{_nearest(attribute, vars(module))}")
+    return found if isinstance(found, Reward) else Reward(found, name=attribute)
+
+
+def _built_in(name: str) -> RewardFunction:
+    if name not in BUILT_IN:
+        expected = f"expected one of {', '.join(BUILT_IN)}, module:function or path.py:function"
+        raise RewardError(f"unknown reward {name!r}: {expected}{_nearest(name, BUILT_IN)}")
+    make = BUILT_IN[name]
+    if any(option.default is option.empty for option in inspect.signature(make).parameters.values()):
+        advice = f"write `reward = {name}(...)` in a file and name it as path.py:reward"
+        raise RewardError(f"reward {name!r} needs options that a name cannot give: {advice}")
+    return make()
+
+
+def _load(place: str) -> ModuleType:
+    if not place.endswith(".py"):
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise RewardError(
+                f"no module {place!r} ({error}): install it, or name a file as path.py:function"
+            ) from error
+    path = Path(place).expanduser()
+    spec = importlib.util.spec_from_file_location(f"align_reward_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise RewardError(f"{place}: no such file")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickles look their module up by name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- calls
+
+
+def _call_all(rewards: Sequence[Reward], arguments: Mapping[str, Sequence[Any]]) -> list[Any]:
+    """Return what each reward returned or raised."""
+    results = [_call(reward, arguments) for reward in rewards]
+    waiting = {row: result for row, result in enumerate(results) if inspect.isawaitable(result)}
+    for row, result in zip(waiting, _await_all(list(waiting.values())), strict=True):
+        results[row] = result
+    return results
+
+
+def _call(reward: Reward, arguments: Mapping[str, Sequence[Any]]) -> Any:
+    try:
+        # Lists of its own: what a reward does to them, the next one does not see.
+        return reward.function(**{name: list(arguments[name]) for name in reward.arguments(arguments)})
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is told with its name; Ctrl-C passes
+        return error
+
+
+def _await_all(waiting: list[Awaitable[Any]]) -> list[Any]:
+    async def guarded(awaitable: Awaitable[Any]) -> Any:
+        try:
+            return await awaitable
+        except (Exception, SystemExit, asyncio.CancelledError) as error:  # as above
+            return error
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*map(guarded, waiting))
+
+    if not waiting:
+        return []
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(together())
+    # A notebook's loop is running and cannot be entered again: another thread has one of its own.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, together()).result()
+
+
+def _total(rewards: Sequence[Reward], parts: Mapping[str, list[float]], count: int) -> list[float]:
+    totals = []
+    for row in range(count):
+        values = [reward.weight * parts[reward.name][row] for reward in rewards]
+        values = [value for value in values if not math.isnan(value)]
+        totals.append(sum(values) if values else math.nan)
+    return totals
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
