@@ -1,0 +1,68 @@
+"""A small GRPO and a small SFT that tests build alike."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+
+from align.batch import Examples
+from align.config import GRPOConfig, OptimizerConfig, SamplingConfig, SFTConfig
+from align.data import read_prompts, tokenize_prompts
+from align.grpo import GRPO
+from align.logprobs import Policy, disable_dropout
+from align.models import add_lora, reference_of
+from align.rewards import Reward
+from align.sampler import Sampler
+from align.sft import SFT
+from tests.models import tiny_model
+from tests.tiny import tiny_tokenizer
+
+ROWS = [{"prompt": text, "letter": text[0]} for text in ("ab", "bcd", "cdefg", "da", "efgh", "fedcba")]
+
+
+def share_of_letter(prompts, completions, letter):
+    """Reward completions for the share of their characters that are the prompt's first, in words of the alphabet."""
+    return [sum(c in "abcdefghij" for c in text) / 8 for text in completions]
+
+
+def small_policy(*, lora: bool = False, kind: str = "llama", seed: int = 0) -> tuple[Policy, object]:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(kind, vocab_size=len(tokenizer), initializer_range=0.1, seed=seed)
+    model.config.eos_token_id = tokenizer.eos_token_id
+    disable_dropout(model)
+    return Policy(add_lora(model, rank=4) if lora else model), tokenizer
+
+
+def small_grpo(
+    *, lora: bool = False, kl: bool = False, reward=share_of_letter, max_new_tokens=6, micro=10_000, **changes
+):
+    policy, tokenizer = small_policy(lora=lora)
+    config = GRPOConfig(
+        **{
+            "steps": 6,
+            "prompts_per_step": 4,
+            "group_size": 4,
+            "kl_coef": 0.1 if kl else 0.0,
+            "sampling": SamplingConfig(max_new_tokens=max_new_tokens),
+            "optimizer": OptimizerConfig(learning_rate=1e-2, tokens_per_micro_batch=micro),
+            **changes,
+        }
+    )
+    sampler = Sampler(policy.model, tokenizer, config.sampling, eos_token_ids=[tokenizer.eos_token_id])
+    prompts = tokenize_prompts(read_prompts(ROWS), tokenizer)
+    reference = reference_of(policy) if kl else None
+    return GRPO(policy, sampler, prompts, [Reward(reward)], config, Accelerator(cpu=True), reference=reference)
+
+
+def small_sft(*, lora: bool = False, micro: int = 10_000, **changes):
+    policy, _ = small_policy(lora=lora)
+    ids = [[5 + (7 * row + t) % 50 for t in range(3 + row % 5)] for row in range(12)]
+    examples = Examples(ids, [[False] + [True] * (len(row) - 1) for row in ids])
+    config = SFTConfig(
+        **{
+            "steps": 6,
+            "examples_per_step": 5,
+            "optimizer": OptimizerConfig(learning_rate=1e-2, tokens_per_micro_batch=micro),
+            **changes,
+        }
+    )
+    return SFT(policy, examples, config, Accelerator(cpu=True))
