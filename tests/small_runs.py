@@ -24,18 +24,26 @@ def share_of_letter(prompts, completions, letter):
     return [sum(c in "abcdefghij" for c in text) / 8 for text in completions]
 
 
-def small_policy(*, lora: bool = False, kind: str = "llama", seed: int = 0) -> tuple[Policy, object]:
+def small_policy(*, lora: bool = False, double: bool = False) -> tuple[Policy, object]:
     tokenizer = tiny_tokenizer()
-    model = tiny_model(kind, vocab_size=len(tokenizer), initializer_range=0.1, seed=seed)
+    model = tiny_model(vocab_size=len(tokenizer), initializer_range=0.1)
+    model = model.double() if double else model
     model.config.eos_token_id = tokenizer.eos_token_id
     disable_dropout(model)
     return Policy(add_lora(model, rank=4) if lora else model), tokenizer
 
 
 def small_grpo(
-    *, lora: bool = False, kl: bool = False, reward=share_of_letter, max_new_tokens=6, micro=10_000, **changes
+    *,
+    lora: bool = False,
+    double: bool = False,
+    kl: bool = False,
+    reward=share_of_letter,
+    max_new_tokens=6,
+    micro=10_000,
+    **changes,
 ):
-    policy, tokenizer = small_policy(lora=lora)
+    policy, tokenizer = small_policy(lora=lora, double=double)
     config = GRPOConfig(
         **{
             "steps": 6,
@@ -53,8 +61,8 @@ def small_grpo(
     return GRPO(policy, sampler, prompts, [Reward(reward)], config, Accelerator(cpu=True), reference=reference)
 
 
-def small_sft(*, lora: bool = False, micro: int = 10_000, **changes):
-    policy, _ = small_policy(lora=lora)
+def small_sft(*, lora: bool = False, double: bool = False, micro: int = 10_000, **changes):
+    policy, _ = small_policy(lora=lora, double=double)
     ids = [[5 + (7 * row + t) % 50 for t in range(3 + row % 5)] for row in range(12)]
     examples = Examples(ids, [[False] + [True] * (len(row) - 1) for row in ids])
     config = SFTConfig(

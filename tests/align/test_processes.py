@@ -1,0 +1,92 @@
+"""Two processes give the run of one: the same prompts, the same samples, the same parameters."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.testing import assert_close
+
+from align.config import OptimizerConfig
+from tests.small_runs import share_of_letter, small_grpo, small_sft
+
+
+def sometimes(prompts, completions, letter):
+    return [
+        float(len(text) % 2) if prompt[0] in "abc" else 1.0 for prompt, text in zip(prompts, completions, strict=True)
+    ]
+
+
+# Adam divides by the size of the gradient, so an entry whose gradient is all rounding moves by up to a learning rate:
+# a usual one keeps that within the tolerance, and the case with few learning rows is run in float64.
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3)
+
+CASES = {
+    "sft": lambda: small_sft(optimizer=OPTIMIZER, steps=20),
+    "sft lora": lambda: small_sft(optimizer=OPTIMIZER, steps=20, lora=True),
+    "grpo fixed rollouts": lambda: small_grpo(optimizer=OPTIMIZER, steps=20, updates_per_rollout=20, kl=True),
+    "grpo fixed rollouts, odd number of prompts": lambda: small_grpo(
+        optimizer=OPTIMIZER,
+        steps=20,
+        updates_per_rollout=20,
+        prompts_per_step=5,
+        reward=sometimes,
+        max_redraws=2,
+        double=True,
+    ),
+    "grpo": lambda: small_grpo(optimizer=OPTIMIZER, steps=5, reward=share_of_letter),
+}
+
+
+def result_of(case: str) -> dict:
+    """Run a case in this process; half-way the state is taken and put back, as a resume would."""
+    torch.manual_seed(0)
+    algorithm = CASES[case]()
+    metrics = [next(algorithm.steps()) for _ in range(algorithm.total_steps // 2)]
+    resumed = CASES[case]()
+    resumed.load_state(algorithm.state())
+    metrics += list(resumed.steps())
+    world = resumed.accelerator.num_processes
+    timeless = [{k: v for k, v in m.items() if not k.startswith("time/")} for m in metrics]
+    return {"parameters": resumed.trainer.state()["parameters"], "metrics": timeless, "world": world}
+
+
+def child(rank: int, port: int, directory: str) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    try:
+        results = {case: result_of(case) for case in CASES}
+    except BaseException:
+        traceback.print_exc()
+        raise
+    if rank == 0:
+        torch.save(results, f"{directory}/results.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(child, args=(port, str(directory)), nprocs=2)
+    return torch.load(directory / "results.pt")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_give_the_run_of_one(case, two):
+    one = result_of(case)
+    assert one["world"] == 1 and two[case]["world"] == 2, "a launcher that silently runs one process proves nothing"
+    assert_close(two[case]["parameters"], one["parameters"], rtol=0, atol=1e-6)
+    for alone, together in zip(one["metrics"], two[case]["metrics"], strict=True):
+        assert alone.keys() == together.keys()
+        for name in alone:
+            assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-5), name
