@@ -71,17 +71,17 @@ def histogram(first: Sequence[float], last: Sequence[float], *, x_label: str, y_
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Return round numbers that cover a range: steps of 1, 2 or 5 times a power of ten.
+    """Return round numbers that cover a range: steps of 1, 2, 2.5 or 5 times a power of ten.
 
     >>> ticks(0.03, 0.94, 4)
-    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-12):
         margin = abs(low) / 2 or 0.5  # a constant is drawn in the middle
         low, high = low - margin, high + margin
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
     return [index * step for index in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
 
 

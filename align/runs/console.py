@@ -77,7 +77,7 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         if self._live:
-            self._draw()
+            self._draw(now=True)
             self._live.stop()
             self._live = None
 

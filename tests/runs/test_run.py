@@ -104,13 +104,13 @@ def test_a_signal_stops_at_the_next_step_and_the_resumed_run_ends_the_same(
 def test_a_second_signal_ends_the_run_at_once(
     number: signal.Signals, expected: int, children: Any, tmp_path: Path
 ) -> None:
-    pid = children.start("run", directory=str(tmp_path), total_steps=5, delay=1.0)
+    pid = children.start("run", directory=str(tmp_path), total_steps=5, delay=30.0)
     started = wait_for(tmp_path / "metrics.jsonl", lines=1)
     os.kill(pid, number)
-    time.sleep(0.05)
+    time.sleep(0.2)
     os.kill(pid, number)
     code = children.wait()
-    assert time.monotonic() - started < 0.9
+    assert time.monotonic() - started < 20
     # The child reports a KeyboardInterrupt as any other exception.
     assert code == expected or (number == signal.SIGINT and "KeyboardInterrupt" in children.said)
 
@@ -152,15 +152,13 @@ def kill_and_resume(children: Any, directory: Path, draw: random.Random, **toy: 
     assert code == 0, children.said
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_run_that_was_killed_and_resumed_ends_bitwise_as_one_left_alone(
-    seed: int, children: Any, tmp_path: Path
-) -> None:
-    # A checkpoint every step, with ballast: about half of the time is spent inside a save.
-    toy = {"total_steps": 24, "ballast": 200_000}
+def test_a_run_that_was_killed_and_resumed_ends_bitwise_as_one_left_alone(children: Any, tmp_path: Path) -> None:
+    # A checkpoint every step, with ballast: more than half of the time is spent inside a save.
+    toy = {"total_steps": 16, "ballast": 200_000}
     assert children.do("run", directory=str(tmp_path / "whole"), **toy) == 0, children.said
-    kill_and_resume(children, tmp_path / "killed", random.Random(seed), **toy)
-    assert same_run(tmp_path / "whole", tmp_path / "killed")
+    for seed in range(3):
+        kill_and_resume(children, tmp_path / str(seed), random.Random(seed), **toy)
+        assert same_run(tmp_path / "whole", tmp_path / str(seed))
 
 
 @pytest.mark.slow
@@ -216,7 +214,7 @@ def test_a_metric_that_is_not_finite_is_written_as_null_and_told(tmp_path: Path)
 
 
 def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_it_can_go_on(children: Any, tmp_path: Path) -> None:
-    toy = {"total_steps": 6, "ballast": 100_000}
+    toy = {"total_steps": 4, "ballast": 100_000}
     assert children.do("run", directory=str(tmp_path / "whole"), **toy) == 0
     assert children.do("run", directory=str(tmp_path / "full"), limit=300_000, **toy) == 1
     assert "CheckpointError: the checkpoint of step 1 could not be written" in children.said

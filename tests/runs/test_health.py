@@ -1,0 +1,136 @@
+"""Each rule speaks of what it is about, with numbers and an option, and is silent over a healthy run."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+
+from align.runs.health import RULES, HealthWatch, findings
+
+History = list[dict[str, float]]
+
+
+def healthy(steps: int = 250, seed: int = 0) -> History:
+    """A run that learns its task from a reward of 0.28 to about 0.95, as noisy as rollouts are."""
+    draw = random.Random(seed)
+    history = []
+    for step in range(1, steps + 1):
+        done = 1 - math.exp(-3 * step / 250)
+        reward = 0.28 + 0.7 * done + draw.gauss(0, 0.04)
+        history.append(
+            {
+                "step": step,
+                "reward/mean": reward,
+                "reward/std": 0.1 + 0.35 * (1 - done),
+                "reward/exact": reward,
+                "kl/reference": 0.2 * done,
+                "policy/entropy": 0.9 * math.exp(-3 * step / 250) + 0.02,
+                "policy/clip_fraction": 0.02 + 0.01 * draw.random(),
+                "policy/sampler_gap": 1e-5,
+                "completion/length": 7 + 9 * done,
+                "completion/truncated": 0.05 * draw.random(),
+                "group/silent": 0.15 + 0.35 * done,
+                "optim/loss": draw.gauss(0, 0.02),
+                "optim/grad_norm": 0.5 * draw.lognormvariate(0, 0.5),
+            }
+        )
+    return history
+
+
+def changed(name: str, value: Callable[[int], float], history: History | None = None) -> History:
+    """A healthy run in which one metric is another function of the step."""
+    return [{**line, name: value(int(line["step"]))} for line in history or healthy()]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_is_said_of_a_healthy_run(seed: int) -> None:
+    assert findings(healthy(seed=seed)) == []
+
+
+def test_nothing_is_said_of_supervised_training_or_of_very_short_runs() -> None:
+    sft = [
+        {"optim/loss": 3 / step, "optim/grad_norm": 1 / step, "sft/accuracy": 1 - 1 / step} for step in range(1, 300)
+    ]
+    assert findings(sft) == []
+    assert findings(healthy(3)) == [] and findings([]) == [] and findings([{"step": 0, "eval/accuracy": 0.3}]) == []
+
+
+flat = [{**line, "reward/mean": 0.28} for line in healthy()]
+
+UNHEALTHY = [
+    (
+        "groups without signal",
+        changed("group/silent", lambda step: 0.71),
+        "in 71% of groups (steps 1-20)",
+        "group_size",
+    ),
+    ("completions cut", changed("completion/truncated", lambda step: 0.94), "94% of completions", "max_new_tokens"),
+    (
+        "entropy collapse",
+        changed("policy/entropy", lambda step: 0.9 if step < 60 else 0.01, flat),
+        "from 0.9",
+        "kl_coef",
+    ),
+    ("KL blow-up", changed("kl/reference", lambda step: step / 50), "nats per token away", "kl_coef"),
+    (
+        "sampler and trainer disagree",
+        changed("policy/sampler_gap", lambda step: 0.3),
+        "by 0.3 nats",
+        "same temperature",
+    ),
+    ("no gradient", changed("optim/grad_norm", lambda step: 0.0 if step > 100 else 1.0), "(step 110)", "max_redraws"),
+    ("exploding gradient", changed("optim/grad_norm", lambda step: 1.05**step), "gradient norm grew", "learning_rate"),
+    ("reward part never fires: format", changed("reward/format", lambda step: 0.0), "(steps 1-20)", "Read some"),
+    ("reward does not rise", changed("reward/mean", lambda step: 0.28), "0.28 in steps 81-100", "learning_rate"),
+    ("clip fraction high", changed("policy/clip_fraction", lambda step: 0.4), "40% of token ratios", "learning_rate"),
+    ("not finite: optim/loss", changed("optim/loss", lambda step: math.nan if step == 9 else 0.0), "at step 9", "data"),
+]
+
+
+@pytest.mark.parametrize(("name", "history", "words", "option"), UNHEALTHY, ids=[row[0] for row in UNHEALTHY])
+def test_a_rule_tells_what_it_saw_and_what_to_change(name: str, history: History, words: str, option: str) -> None:
+    found = {finding.name: finding for finding in findings(history)}
+    assert name in found
+    assert words in found[name].words
+    assert option in found[name].advice
+
+
+def test_each_rule_has_a_case_here() -> None:
+    assert len({row[0] for row in UNHEALTHY}) == len(RULES) + 1  # the rule about gradients has two
+
+
+def test_a_policy_that_is_sure_of_what_it_learned_has_not_collapsed() -> None:
+    history = changed("policy/entropy", lambda step: 0.9 if step < 60 else 0.01)
+    assert "entropy collapse" not in {finding.name for finding in findings(history)}
+
+
+def test_a_finding_is_said_once_and_at_the_step_at_which_it_is_seen() -> None:
+    watch = HealthWatch()
+    said = [finding for line in changed("group/silent", lambda step: 0.9) for finding in watch.update(line)]
+    assert [(finding.name, finding.step) for finding in said] == [("groups without signal", 20)]
+
+
+def test_a_single_spike_is_no_finding() -> None:
+    for name in ("optim/grad_norm", "kl/reference", "policy/clip_fraction", "completion/truncated", "group/silent"):
+        assert findings(changed(name, lambda step: 1.0 if step == 120 else 0.1)) == []
+
+
+def test_a_reward_without_spread_is_not_called_flat() -> None:
+    history = [{**line, "reward/mean": 1.0, "reward/std": 0.0} for line in healthy()]
+    assert "reward does not rise" not in {finding.name for finding in findings(history)}
+
+
+def test_metrics_in_any_number_and_order_never_break_a_rule() -> None:
+    draw = random.Random(3)
+    for _ in range(200):
+        names = draw.sample(sorted(healthy(1)[0]), draw.randrange(8))
+        history = [
+            {name: draw.choice([math.nan, math.inf, 0.0, 1.0, -5.0, 1e30]) for name in names if draw.random() < 0.9}
+            for _ in range(40)
+        ]
+        for line in history:
+            line.pop("step", None)
+        findings(history)
