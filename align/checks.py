@@ -29,19 +29,20 @@ OTHER_NAMES = {
 
 
 def form_of(rows: list[Row], forms: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the first of the forms, each a tuple of columns, that the rows have."""
+    """Return the first of the forms, each a tuple of columns, that most rows have, or else that any have."""
     names = dict.fromkeys(name for row in rows for name in row.values)
-    for form in forms:
-        if all(name in names for name in form):
-            return form
+    for there in (usual_columns(rows), names):
+        for form in forms:
+            if all(name in there for name in form):
+                return form
     # What is there of a form tells which one was meant.
     meant = next((form for form in forms if names.keys() & set(form)), forms[0])
     missing = next(name for name in meant if name not in names)
     other = next((name for name in OTHER_NAMES.get(missing, ()) if name in names), None)
     hint = f"; rename {other!r} to {missing!r}" if other else nearest(missing, names)
     expected = " or ".join("+".join(form) for form in forms)
-    there = ", ".join(names) or "no columns at all"
-    raise DataError(f"{rows[0].origin}: {missing}: no row has this column: expected {expected}, got {there}{hint}")
+    got = ", ".join(names) or "no columns at all"
+    raise DataError(f"{rows[0].origin}: {missing}: no row has this column: expected {expected}, got {got}{hint}")
 
 
 def usual_columns(rows: list[Row]) -> dict[str, None]:

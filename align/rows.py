@@ -343,6 +343,6 @@ def _read_hub(source: str, split: str) -> Iterator[Row]:
         dataset = datasets.load_dataset(name, config or None, split=split)
     except (OSError, ValueError) as error:
         what = "no local file or folder, and the hub does not give it as a dataset"
-        advice = "name a configuration as in owner/name:config"
-        raise DataError(f"{source}: {what} ({error}); {advice}") from error
+        advice = "check the name; one configuration of several is named as in owner/name:config"
+        raise DataError(f"{source}: {what} ({error}): {advice}") from error
     return _read_dataset(dataset, split, source)

@@ -104,7 +104,7 @@ def test_every_kind_of_source_gives_the_same_rows(tmp_path: Path):
 
 
 def test_a_folder_is_read_in_order_of_names_and_training_never_reads_a_test_file(tmp_path: Path):
-    write(tmp_path / "b.jsonl", '{"prompt": "b"}\n')
+    write(tmp_path / "b.JSONL", '{"prompt": "b"}\n')
     write(tmp_path / "a.csv", "prompt\na\n")
     write(tmp_path / "test.jsonl", '{"prompt": "t"}\n')
     write(tmp_path / "notes.md", "not data")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,6 +201,20 @@ def test_a_file_that_does_not_exist_is_never_asked_of_the_hub(tmp_path: Path):
     for mistyped in ("prompts.jsonl", "data/prompts.csv", "./prompts", "~/prompts", "tests/no_such_folder", "a b"):
         with pytest.raises(DataError, match="no such file or folder"):
             read_prompts(mistyped)
+
+
+def test_what_is_no_local_path_is_asked_of_the_hub():
+    script = "from align.data import read_prompts; read_prompts('no-such-owner/no-such-data:main')"
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    failed = subprocess.run([sys.executable, "-c", script], env=offline, capture_output=True, text=True)
+    assert "DataError: no-such-owner/no-such-data:main: no local file or folder, and the hub does not" in failed.stderr
+    assert "named as in owner/name:config" in failed.stderr
+
+
+def test_one_stray_row_is_blamed_and_not_all_others():
+    rows = [{"messages": [USER]}, {"messages": [USER]}, {"prompt": "a"}]
+    with pytest.raises(DataError, match=r"^rows:3: messages: missing in this row[^\n]*\n\(the number"):
+        read_prompts(rows)
 
 
 def test_a_folder_without_data_says_what_it_may_hold(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import math
 import subprocess
 import sys
@@ -171,6 +172,12 @@ def test_a_fault_of_the_whole_call_is_told_once_and_one_of_samples_for_each():
     assert len(scored(giving(["a", "b", 1.0]), on_error="skip").faults) == 2
     with pytest.raises(RewardError, match=r"sample 0: .*\(and 1 more faults\)"):
         scored(giving(["a", "b", 1.0]))
+
+
+def test_coroutines_that_nobody_awaits_give_one_message_and_no_warning(recwarn: pytest.WarningsRecorder):
+    assert len(scored(unawaited, on_error="skip").faults) == 3
+    gc.collect()
+    assert not recwarn.list
 
 
 def test_the_first_cause_is_chained():
