@@ -9,6 +9,7 @@ import random
 import signal
 import threading
 import time
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def test_a_second_signal_ends_the_run_at_once(
 ) -> None:
     pid = children.start("run", directory=str(tmp_path), total_steps=5, delay=30.0)
     started = wait_for(tmp_path / "metrics.jsonl", lines=1)
+    time.sleep(0.3)  # well into the first step: before it, one signal would end the run cleanly
     os.kill(pid, number)
     time.sleep(0.2)
     os.kill(pid, number)
@@ -139,25 +141,27 @@ def test_a_run_in_another_thread_leaves_signals_alone(tmp_path: Path) -> None:
 # --- kill -9 ---
 
 
-def kill_and_resume(children: Any, directory: Path, draw: random.Random, **toy: Any) -> None:
-    """Kill a run a few times at random instants, each time resuming it, and let the last one end."""
+def kill_and_resume(children: Any, directory: Path, draw: random.Random, **toy: Any) -> int:
+    """Kill a run a few times at random instants, each time resuming it, and let the last one end; count the kills."""
+    kills = 0
     for attempt in range(3):
         pid = children.start("run", directory=str(directory), resume=attempt > 0, **toy)
-        wait_for(directory / "events.jsonl", lines=attempt + 1)
-        time.sleep(draw.uniform(0, 0.12))
-        os.kill(pid, signal.SIGKILL)
-        if children.wait() != -signal.SIGKILL:
-            break
+        wait_for(directory / "config.json", lines=1)
+        time.sleep(draw.uniform(0.0, 0.15))
+        with suppress(ProcessLookupError):  # a quick one has ended already
+            os.kill(pid, signal.SIGKILL)
+        kills += children.wait() == -signal.SIGKILL
     code = children.do("run", directory=str(directory), resume=True, **toy)
     assert code == 0, children.said
+    return kills
 
 
 def test_a_run_that_was_killed_and_resumed_ends_bitwise_as_one_left_alone(children: Any, tmp_path: Path) -> None:
     # A checkpoint every step, with ballast: more than half of the time is spent inside a save.
-    toy = {"total_steps": 16, "ballast": 200_000}
+    toy = {"total_steps": 40, "ballast": 200_000}
     assert children.do("run", directory=str(tmp_path / "whole"), **toy) == 0, children.said
     for seed in range(3):
-        kill_and_resume(children, tmp_path / str(seed), random.Random(seed), **toy)
+        assert kill_and_resume(children, tmp_path / str(seed), random.Random(seed), **toy) > 0
         assert same_run(tmp_path / "whole", tmp_path / str(seed))
 
 
