@@ -17,6 +17,13 @@ from torch import Tensor
 
 Message = dict[str, str]
 """One turn of a conversation: {"role": ..., "content": ...}."""
+Completion = str | list[Message]
+"""A text, or the messages of an answer: what rewards are given."""
+
+
+def text_of(completion: Completion) -> str:
+    """Return the text of a completion: itself, or the content of its last message."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,22 @@ class Rollouts:
             },
         )
         return Rollouts.from_state({**states[0], **state}, prompts)
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Return each completion as plain values, to be shown."""
+        tokens = self.sequences.action_mask.sum(dim=1).tolist()
+        return [
+            {
+                "group": self.numbers[row // self.group_size],
+                "prompt": self.prompts.texts[row // self.group_size],
+                "completion": text,
+                "reward": float(self.rewards[row]),
+                "parts": {name: float(part[row]) for name, part in self.parts.items()},
+                "tokens": tokens[row],
+                "terminated": bool(self.terminated[row]),
+            }
+            for row, text in enumerate(self.texts)
+        ]
 
     def state(self) -> dict[str, Any]:
         """Return everything but the prompts, which their numbers tell, as tensors and plain values."""

@@ -8,7 +8,6 @@ named, and averaging is another function (`align.aggregate`). k3 without the rat
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from align.aggregate import Average, per_token
 from align.batch import Prompts, Rollouts, rows_at
 from align.config import GRPOConfig
-from align.rewards import Reward, as_completions, check_rewards, score
+from align.rewards import Reward, check_rewards, score_rollouts
 from align.sampler import Sampler
 from align.training import Trainer
 from classic_rl.divergences import kl_k3
@@ -273,7 +272,10 @@ class GRPO:
             updated = self._learn(self.rollouts)
             self.step += 1
             self.update = (self.update + 1) % self.config.updates_per_rollout
-            yield {**sampled, **updated, "time/step": time.perf_counter() - started}
+            elapsed = time.perf_counter() - started
+            if sampled:
+                sampled["tokens/per_second"] = sampled["tokens/generated"] / elapsed
+            yield {**sampled, **updated, "time/step": elapsed}
 
     def _sample(self) -> Rollouts:
         """Sample and score this process's groups, and replace silent ones by fresh prompts while redraws are left."""
@@ -303,18 +305,7 @@ class GRPO:
         size = self.config.group_size
         prompts = self._prompts_of(numbers)
         rollouts = self.sampler.sample(prompts, group_size=size, seed=self.config.seed, step=self.step, numbers=numbers)
-        asked = prompts.select([row for row in range(len(prompts)) for _ in range(size)])
-        scores = score(
-            self.rewards,
-            asked.texts,
-            as_completions(rollouts.texts, asked.texts),
-            asked.columns,
-            on_error=self.on_error,
-        )
-        for fault in scores.faults:
-            warnings.warn(fault, stacklevel=2)
-        parts = {name: torch.tensor(part) for name, part in scores.parts.items()}
-        return replace(rollouts, rewards=torch.tensor(scores.total), parts=parts)
+        return score_rollouts(rollouts, self.rewards, on_error=self.on_error)
 
     def _prompts_of(self, numbers: Sequence[int]) -> Prompts:
         rows = rows_at(self.position, max(numbers, default=-1) + 1, len(self.prompts), self.config.seed)
@@ -403,20 +394,7 @@ class GRPO:
         if self.rollouts is None:
             return []
         advantages = self.advantages(self.rollouts.rewards, self.config.group_size).tolist()
-        tokens = self.rollouts.sequences.action_mask.sum(dim=1).tolist()
-        return [
-            {
-                "group": self.rollouts.numbers[row // self.config.group_size],
-                "prompt": self.rollouts.prompts.texts[row // self.config.group_size],
-                "completion": text,
-                "reward": float(self.rollouts.rewards[row]),
-                "parts": {name: float(part[row]) for name, part in self.rollouts.parts.items()},
-                "advantage": advantages[row],
-                "tokens": tokens[row],
-                "terminated": bool(self.rollouts.terminated[row]),
-            }
-            for row, text in enumerate(self.rollouts.texts)
-        ]
+        return [{**e, "advantage": a} for e, a in zip(self.rollouts.examples(), advantages, strict=True)]
 
     def state(self) -> dict[str, Any]:
         """Return all that a resumed run needs; every process calls it, and all return the same.

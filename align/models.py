@@ -7,6 +7,7 @@ weights. Nothing is fetched unless a hub id is given, and no remote code runs un
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -115,7 +116,10 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
         card: the model card, written as README.md.
     """
     directory = Path(directory)
-    saved = cast("PreTrainedModel", model)
-    saved.save_pretrained(str(directory))
-    tokenizer.save_pretrained(str(directory))
-    (directory / "README.md").write_text(card, encoding="utf-8")
+    unfinished = directory.with_name(directory.name + ".unfinished")  # a folder that is there is whole
+    shutil.rmtree(unfinished, ignore_errors=True)
+    cast("PreTrainedModel", model).save_pretrained(str(unfinished))
+    tokenizer.save_pretrained(str(unfinished))
+    (unfinished / "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(directory, ignore_errors=True)
+    unfinished.rename(directory)

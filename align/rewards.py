@@ -7,25 +7,24 @@ where it does not apply. It may be async. Whatever it does wrong is named by rew
 from __future__ import annotations
 
 import asyncio
-import difflib
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
+import numbers
+import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from align.reward_values import checked, shown
-from align.verifiable import Completion, RewardFunction, exact_answer, numeric_answer, regex_format, soft_overlong
+import torch
 
-BUILT_IN: dict[str, Callable[..., RewardFunction]] = {
-    make.__name__: make for make in (exact_answer, numeric_answer, regex_format, soft_overlong)
-}
+from align.batch import Completion, Rollouts, text_of
+from align.reward_faults import fault_of_error, shown
+from align.rows import nearest
+
+RewardFunction = Callable[..., list[float | None]]
+LARGEST = 3.0e38
+"""Largest magnitude of a reward: what follows computes in float32."""
 
 
 class RewardError(ValueError):
@@ -67,7 +66,7 @@ class Reward:
             if named and parameter.default is parameter.empty and parameter.name not in available:
                 raise RewardError(
                     f"reward {self.name!r} asks for {parameter.name!r}, which the data do not have: there are "
-                    f"{', '.join(available)}{_nearest(parameter.name, available)}"
+                    f"{', '.join(available)}{nearest(parameter.name, available)}"
                 )
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return available
@@ -98,7 +97,7 @@ def check_rewards(rewards: Sequence[Reward | Callable[..., Any]], columns: Itera
     wrapped = [reward if isinstance(reward, Reward) else Reward(reward) for reward in rewards]
     if not wrapped:
         raise RewardError("no rewards: pass at least one")
-    available = ["prompts", "completions", *columns]
+    available = ["prompts", "completions", "completion_ids", *columns]
     for row, reward in enumerate(wrapped):
         if reward.name in (earlier.name for earlier in wrapped[:row]):
             raise RewardError(f"two rewards have the name {reward.name!r}: pass Reward(function, name=...)")
@@ -145,7 +144,7 @@ def score(
     parts: dict[str, list[float]] = {}
     faults: list[str] = []
     for reward, result in zip(called, _call_all(called, arguments), strict=True):
-        values, faulty = checked(result, completions)
+        values, faulty = _checked(result, completions)
         found = [f"reward {reward.name!r} failed on {fault}" for fault in dict.fromkeys(faulty.values())]
         if found and on_error == "error":
             more = f" (and {len(found) - 1} more faults)" if len(found) > 1 else ""
@@ -156,49 +155,22 @@ def score(
     return Scores(_total(called, parts, len(completions)), parts, faults)
 
 
-def resolve(name: str) -> Reward:
-    """Find a reward by what a command line can say: a built-in name, `module:function` or `path.py:function`."""
-    place, _, attribute = name.rpartition(":")
-    if not place:
-        return Reward(_built_in(name))
-    module = _load(place)
-    found = getattr(module, attribute, None)
-    if found is None:
-        raise RewardError(f"{place} has no {attribute!r}{_nearest(attribute, vars(module))}")
-    return found if isinstance(found, Reward) else Reward(found, name=attribute)
+def score_rollouts(
+    rollouts: Rollouts, rewards: Sequence[Reward], *, on_error: Literal["error", "skip", "zero"] = "error"
+) -> Rollouts:
+    """Return the rollouts with their rewards; faults that are no errors are said as warnings.
 
-
-def _built_in(name: str) -> RewardFunction:
-    if name not in BUILT_IN:
-        expected = f"expected one of {', '.join(BUILT_IN)}, module:function or path.py:function"
-        raise RewardError(f"unknown reward {name!r}: {expected}{_nearest(name, BUILT_IN)}")
-    make = BUILT_IN[name]
-    if any(option.default is option.empty for option in inspect.signature(make).parameters.values()):
-        advice = f"write `reward = {name}(...)` in a file and name it as path.py:reward"
-        raise RewardError(f"reward {name!r} needs options that a name cannot give: {advice}")
-    return make()
-
-
-def _load(place: str) -> ModuleType:
-    if not place.endswith(".py"):
-        try:
-            return importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            raise RewardError(
-                f"no module {place!r} ({error}): install it, or name a file as path.py:function"
-            ) from error
-    path = Path(place).expanduser()
-    spec = importlib.util.spec_from_file_location(f"align_reward_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise RewardError(f"{place}: no such file")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickles look their module up by name.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-# ---- calls
+    The columns of the data reach the rewards by name, and the completions' token ids as `completion_ids`.
+    """
+    asked = rollouts.prompts.select([row // rollouts.group_size for row in range(len(rollouts))])
+    sequences = rollouts.sequences
+    ids = [row[mask].tolist() for row, mask in zip(sequences.input_ids, sequences.action_mask, strict=True)]
+    completions = as_completions(rollouts.texts, asked.texts)
+    scores = score(rewards, asked.texts, completions, {**asked.columns, "completion_ids": ids}, on_error=on_error)
+    for fault in scores.faults:
+        warnings.warn(fault, stacklevel=2)
+    parts = {name: torch.tensor(part) for name, part in scores.parts.items()}
+    return replace(rollouts, rewards=torch.tensor(scores.total), parts=parts)
 
 
 def _call_all(rewards: Sequence[Reward], arguments: Mapping[str, Sequence[Any]]) -> list[Any]:
@@ -248,6 +220,50 @@ def _total(rewards: Sequence[Reward], parts: Mapping[str, list[float]], count: i
     return totals
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def _checked(result: Any, completions: Sequence[Completion]) -> tuple[list[float], dict[int, str]]:
+    """Return the values of B completions, NaN for None or a fault, and the faults by sample.
+
+    A reward that raised, or returned no list of B values, is faulty on every sample.
+    """
+    count = len(completions)
+    whole = fault_of_error(result, completions) if isinstance(result, BaseException) else _fault_of_list(result, count)
+    if whole:
+        return [math.nan] * count, dict.fromkeys(range(count), whole)
+    values, faulty = [], {}
+    for row, item in enumerate(_listed(result)):
+        value, fault = _number(item)
+        values.append(value)
+        if fault:
+            faulty[row] = f"sample {row}: {fault}; its completion is {shown(text_of(completions[row]))}"
+    return values, faulty
+
+
+def _fault_of_list(result: Any, count: int) -> str | None:
+    values = _listed(result)
+    if not isinstance(values, list | tuple):
+        hint = ": call it first, as in exact_answer()" if callable(result) else ""
+        return f"all {count} samples: expected a list of {count} numbers, got {shown(result)}{hint}"
+    if len(values) != count:
+        return f"all {count} samples: expected {count} values, one a completion, got {len(values)}"
+    return None
+
+
+def _listed(result: Any) -> Any:
+    """Return arrays and tensors as lists, anything else as it is."""
+    return result.tolist() if hasattr(result, "tolist") else result
+
+
+def _number(item: Any) -> tuple[float, str | None]:
+    if item is None:
+        return math.nan, None
+    if getattr(item, "ndim", None) == 0:
+        item = item.item()
+    if not isinstance(item, numbers.Real):
+        return math.nan, f"expected a number or None, got {shown(item)}"
+    try:
+        value = float(item)
+    except OverflowError:  # an integer of hundreds of digits
+        value = math.inf
+    if not abs(value) <= LARGEST:  # NaN is not within either
+        return math.nan, f"expected a finite number, got {value}: return None where there is no reward"
+    return value, None

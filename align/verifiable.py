@@ -14,14 +14,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-Completion = str | list[dict[str, str]]
-"""A text, or the messages of an answer."""
-RewardFunction = Callable[..., list[float | None]]
-
-
-def text_of(completion: Completion) -> str:
-    """Return the text of a completion: itself, or the content of its last message."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
+from align.batch import Completion, text_of
+from align.rewards import RewardFunction
 
 
 def exact_answer(*, extract: str | re.Pattern[str] | None = None, ignore_case: bool = False) -> RewardFunction:

@@ -61,6 +61,13 @@ def walks(count: int, *, seed: int, avoid: frozenset[str] = frozenset()) -> list
     return list(prompts)
 
 
+def splits(seed: int, practised: int) -> tuple[list[str], list[str], list[str]]:
+    """Return prompts to measure on (512), to demonstrate (500) and to practise, none of which occurs in two of them."""
+    held_out = walks(512, seed=3 * seed)
+    demonstrated = walks(500, seed=3 * seed + 1, avoid=frozenset(held_out))
+    return held_out, demonstrated, walks(practised, seed=3 * seed + 2, avoid=frozenset(held_out + demonstrated))
+
+
 def tasks(prompts: list[str]) -> list[dict[str, Any]]:
     """Return rows of prompt and answer, as `align.data` reads them."""
     return [{"prompt": [_turn("user", prompt)], "answer": squares_of(prompt)[-1]} for prompt in prompts]

@@ -1,0 +1,169 @@
+"""What every recipe shares: its command line, its directory, one Accelerator, and errors told in one line.
+
+Importing this file imports no torch, so that every `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from align.runs.run import Algorithm, RunResult
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run lives, how often it saves and measures, and what it shows."""
+
+    directory: Path | None = None
+    """Directory of the run; by default a new one under runs/."""
+    resume: bool = False
+    """Go on from the newest intact checkpoint of the directory, by default that of the newest run under runs/."""
+    save_every: int = 50
+    """Steps between checkpoints."""
+    evaluate_every: int = 50
+    """Steps between evaluations on held-out data; 0 evaluates before and after only."""
+    log_every: int = 1
+    """Steps between lines where the output is no terminal."""
+    quiet: bool = False
+    """Show nothing but warnings and how the run ended."""
+
+    def resolve(self, name: str) -> Path:
+        """Return the run's directory: the one given, the newest of this name to resume, or a new one."""
+        if self.directory is not None:
+            return self.directory
+        if not self.resume:
+            return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        runs = sorted(Path("runs").glob(f"{name}-*"))
+        if not runs:
+            raise ValueError(f"there is no run of {name} under runs/ to resume: name one with --directory")
+        return runs[-1]
+
+
+def recipe(program: str, options: Callable[..., T], train: Callable[[T, Sequence[str]], int]) -> Callable[..., None]:
+    """Make the `main` of a recipe: parse its dataclass of options, train, and exit with the code that it returns.
+
+    Args:
+        program: how the recipe is called, such as "python -m recipes.grpo_walk".
+        options: the dataclass; a misspelt option is refused with the nearest name.
+        train: called with the options and the words of the command line that gave them.
+    """
+
+    def main(arguments: Sequence[str] | None = None) -> None:
+        import tyro
+
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+        parsed = tyro.cli(options, prog=program, args=given, config=style)
+        with errors_in_one_line():
+            sys.exit(train(parsed, [*program.split(), *given]))
+
+    return main
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Tell an error that a user can mend in one line and exit with 2; any other keeps its traceback."""
+    try:
+        yield
+    except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
+        told = isinstance(error, ValueError) or type(error).__module__.startswith(("align.", "recipes."))
+        if not told or os.environ.get("ALIGN_TRACEBACK"):
+            raise
+        print(f"error: {error}\n(ALIGN_TRACEBACK=1 shows where)", file=sys.stderr)
+        sys.exit(2)
+
+
+def make_accelerator() -> Accelerator:
+    """Make the one Accelerator of a run: a GPU where there is one, with bfloat16 arithmetic where it has that."""
+    import torch
+    import transformers
+    from accelerate import Accelerator
+
+    transformers.utils.logging.disable_progress_bar()  # of loading and saving, across the console of the run
+    bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return Accelerator(mixed_precision="bf16" if bfloat16 else "no", cpu=not torch.cuda.is_available())
+
+
+def execute(
+    algorithm: Algorithm,
+    directory: Path,
+    options: RunOptions,
+    *,
+    config: Any,
+    command: Sequence[str],
+    accelerator: Accelerator,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+) -> RunResult:
+    """Run an algorithm in its directory, in as many processes as there are."""
+    import torch
+
+    from align.runs.directory import RunDirectory
+    from align.runs.run import run
+
+    several = accelerator.num_processes > 1
+
+    def any_process(flag: bool) -> bool:
+        told: Any = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
+        return bool(told > 0)
+
+    words = [word for word in command if word != "--resume"]
+    if options.directory is None:
+        words += ["--directory", str(directory)]
+    return run(
+        algorithm,
+        directory,
+        config=config,
+        command=shlex.join(words),
+        # A run that was killed before its first step has no directory yet, and begins.
+        resume=options.resume and RunDirectory(directory).holds_a_run,
+        save_every=options.save_every,
+        evaluate=evaluate,
+        evaluate_every=options.evaluate_every,
+        log_every=options.log_every,
+        quiet=options.quiet,
+        device=str(accelerator.device),
+        is_main=accelerator.is_main_process,
+        barrier=accelerator.wait_for_everyone if several else None,
+        any_process=any_process if several else None,
+    )
+
+
+def save_result(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, result: RunResult, options: Any, accelerator: Accelerator
+) -> None:
+    """Save the trained model of a finished run to its `final` folder, with a card that tells how it came about."""
+    from align.models import save_model
+
+    if accelerator.is_main_process:
+        save_model(model, tokenizer, result.directory.final, card=model_card(result))
+    accelerator.wait_for_everyone()
+
+
+def model_card(result: RunResult) -> str:
+    """Write a model card from the record of a run: its numbers, its options and how to repeat it."""
+    environment, config = result.directory.environment, result.directory.config
+    numbers = {name: value for name, value in result.metrics.items() if not name.startswith("time/")}
+    rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(numbers.items()))
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [align]\n---\n\n"
+        f"# {result.directory.path.name}\n\nTrained for {result.step} steps.\n\n"
+        f"## Numbers of the last step\n\n| metric | value |\n|---|---|\n{rows}\n\n"
+        f"## How to repeat it\n\n    {environment.get('command')}\n\n"
+        f"## Options\n\n```json\n{json.dumps(config, indent=2)}\n```\n"
+    )

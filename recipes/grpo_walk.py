@@ -1,0 +1,162 @@
+"""GRPO teaches a tiny model to think, from nothing, in about a minute on a laptop.
+
+    make demo            or            python -m recipes.grpo_walk --seed 1
+
+A model of a third of a million parameters first sees a few hundred walks (`recipes/walk.py`), most of which guess their
+answer. GRPO then rewards right answers and nothing else, and the model discovers that thinking pays: held-out accuracy
+rises from about 30 % to over 95 %, the share of completions that think from 40 % to 100 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from align.batch import Prompts
+from align.config import GRPOConfig, OptimizerConfig, SamplingConfig, SFTConfig
+from align.data import eos_token_ids, read_examples, read_prompts, tokenize_examples, tokenize_prompts
+from align.evaluate import Evaluation, evaluate
+from align.grpo import GRPO
+from align.logprobs import Policy
+from align.models import load_model, load_tokenizer
+from align.rewards import Reward
+from align.runs.run import RunResult
+from align.sampler import Sampler
+from align.sft import SFT
+from recipes import walk
+from recipes.common import RunOptions, execute, make_accelerator, recipe, save_result
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
+
+WARM_UP = OptimizerConfig(learning_rate=3e-3, warmup_steps=30)
+CONTROL_STEPS = 900
+GRPO_DEFAULTS = GRPOConfig(
+    steps=250,
+    sampling=SamplingConfig(max_new_tokens=walk.LONGEST_COMPLETION),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=5, final_fraction=0.1),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Warm a tiny model up on demonstrations, most of them guesses, and let GRPO find out that thinking pays."""
+
+    sft_steps: int = 250
+    """Supervised steps on the demonstrations."""
+    control: bool = False
+    """Instead of GRPO, take 900 further supervised steps, which take as long or longer."""
+    grpo: GRPOConfig = field(default_factory=lambda: GRPO_DEFAULTS)
+    run: RunOptions = field(default_factory=lambda: RunOptions(evaluate_every=25))
+
+
+def right_square(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str]) -> list[float]:
+    """Reward the right square after the thoughts, if there are any, with 1 and everything else with 0."""
+    return [float(turns[0]["content"].split("</think>")[-1] == a) for turns, a in zip(completions, answer, strict=True)]
+
+
+def thinks(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
+    """Tell which completions think; its weight is 0, so nothing is paid for it."""
+    return [float("</think>" in turns[0]["content"]) for turns in completions]
+
+
+def train(options: Options, command: Sequence[str]) -> int:
+    """Run the recipe and return its exit code."""
+    directory = options.run.resolve("grpo_walk")
+    accelerator = make_accelerator()
+    warm = directory / "warm-up" / "final"
+    if not warm.exists() and (code := warm_up(options, directory / "warm-up", command, accelerator)):
+        return code
+    algorithm, held_out = build(options, warm, accelerator)
+
+    def measure(prompts: Prompts = held_out) -> Evaluation:
+        return evaluate(algorithm.sampler, prompts, algorithm.rewards, seed=options.grpo.seed, accelerator=accelerator)
+
+    few = held_out.select(range(3 * accelerator.num_processes))
+    before = None if options.run.resume else measure(few).examples
+    result = execute(
+        control(options, algorithm, accelerator) if options.control else algorithm,
+        directory,
+        options.run,
+        config=replace(options, run=RunOptions()),
+        command=command,
+        accelerator=accelerator,
+        evaluate=lambda: measure().metrics,
+    )
+    if result.finished:
+        after = measure(few).examples
+        save_result(algorithm.sampler.model, algorithm.sampler.tokenizer, result, options, accelerator)
+        if accelerator.is_main_process and not options.run.quiet:
+            show_end(before, after, result)
+    return result.exit_code
+
+
+def warm_up(options: Options, directory: Path, command: Sequence[str], accelerator: Accelerator) -> int:
+    """Teach a new model the form of an answer by demonstrations, and save it; return an exit code."""
+    model, tokenizer = walk.walk_model(seed=options.grpo.seed), walk.walk_tokenizer()
+    sft = supervised(options, Policy(model), tokenizer, options.sft_steps, accelerator)
+    # Too short to be worth measuring or resuming half-way: what counts is its model.
+    run = replace(options.run, directory=directory, evaluate_every=0, save_every=max(1, options.sft_steps))
+    config = replace(options, grpo=GRPO_DEFAULTS, run=RunOptions())
+    result = execute(sft, directory, run, config=config, command=command, accelerator=accelerator)
+    if result.finished:
+        save_result(model, tokenizer, result, options, accelerator)
+    return result.exit_code
+
+
+def build(options: Options, warm: Path, accelerator: Accelerator) -> tuple[GRPO, Prompts]:
+    """Build GRPO on the warmed-up model, and the prompts to measure on."""
+    config = options.grpo
+    model, tokenizer = load_model(warm), load_tokenizer(warm)
+    held_out, _, practised = walk.splits(config.seed, config.steps * config.prompts_per_step)
+    policy = Policy(model, temperature=config.sampling.temperature)
+    sampler = Sampler(model, tokenizer, config.sampling, eos_token_ids=eos_token_ids(model, tokenizer))
+    prompts = tokenize_prompts(read_prompts(walk.tasks(practised)), tokenizer)
+    rewards = [Reward(right_square), Reward(thinks, weight=0.0)]
+    algorithm = GRPO(policy, sampler, prompts, rewards, config, accelerator)
+    return algorithm, tokenize_prompts(read_prompts(walk.tasks(held_out)), tokenizer)
+
+
+def control(options: Options, algorithm: GRPO, accelerator: Accelerator) -> SFT:
+    """Build the control: the same model, more of the same demonstrations, and at least the same time."""
+    return supervised(options, algorithm.trainer.unwrapped, algorithm.sampler.tokenizer, CONTROL_STEPS, accelerator)
+
+
+def supervised(
+    options: Options, policy: Policy, tokenizer: PreTrainedTokenizerBase, steps: int, accelerator: Accelerator
+) -> SFT:
+    """Build supervised fine-tuning on the demonstrations, of which 40 % think."""
+    seed = options.grpo.seed
+    rows = walk.demonstrations(walk.splits(seed, 0)[1], thinking=0.4, seed=seed)
+    examples = tokenize_examples(read_examples(rows), tokenizer)
+    return SFT(policy, examples, SFTConfig(steps=steps, seed=seed, optimizer=WARM_UP), accelerator)
+
+
+def show_end(before: list[dict[str, Any]] | None, after: list[dict[str, Any]], result: RunResult) -> None:
+    """Print what the model answered before and answers now, and how to go on with one's own model."""
+    table = Table(title="held-out walks, before and after" if before else "held-out walks")
+    for title in ("walk", "answer", *(["before"] if before else []), "after"):
+        table.add_column(title, overflow="fold")
+    for row, new in enumerate(after):
+        walked = new["prompt"][0]["content"]
+        old = [escape(before[row]["completion"])] if before else []
+        table.add_row(walked, walk.squares_of(walked)[-1], *old, escape(new["completion"]))
+    console = Console()
+    console.print(table)
+    console.print(f"Model: {result.directory.final}", highlight=False, soft_wrap=True)
+    console.print(
+        "Your own: align grpo --model FOLDER_OR_ID --data prompts.jsonl --reward exact_answer", highlight=False
+    )
+
+
+main = recipe("python -m recipes.grpo_walk", Options, train)
+
+if __name__ == "__main__":
+    main()
