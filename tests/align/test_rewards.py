@@ -6,7 +6,6 @@ import asyncio
 import functools
 import gc
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Callable
