@@ -30,8 +30,10 @@ lint: .venv/installed ## check style, format and types
 	@.venv/bin/python -m ruff format --check
 	@.venv/bin/python -m basedpyright
 
-bench: .venv/installed ## run every script of benchmarks/
-	@for script in benchmarks/*.py; do echo "== $$script"; .venv/bin/python "$$script" || exit 1; done
+bench: .venv/installed-bench ## compare with the peers, a quarter of an hour or more (BENCH_ARGS=--quick: does it still run?)
+	@.venv/bin/python -m benchmarks.reading_path
+	@.venv/bin/python -m benchmarks.sampler_vs_generate $(BENCH_ARGS)
+	@.venv/bin/python -m benchmarks.grpo_walk_vs_trl $(BENCH_ARGS)
 
 clean: ## remove the virtual environments and caches; runs stay
 	rm -rf .venv .venv-oldest dist build .pytest_cache .ruff_cache .hypothesis
@@ -43,6 +45,9 @@ stale = $(shell [ ! -e $(1)/installed ] || { [ "$$(cat $(1)/installed)" = "$(CUR
 
 .venv/installed: pyproject.toml constraints.txt $(call stale,.venv)
 	@$(call install,.venv,constraints.txt,dev)
+
+.venv/installed-bench: .venv/installed
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]' && touch $@
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt $(call stale,.venv-oldest)
 	@$(call install,.venv-oldest,constraints-oldest.txt,test)

@@ -1,6 +1,6 @@
 """The files that a reader opens on the way of one GRPO step, from the recipe to the gradient step.
 
-    python benchmarks/reading_path.py
+    python -m benchmarks.reading_path
 
 Runs one tiny step under a profiler and collects every file of the project in which a function ran. The recipe itself is
 counted too, though its part is over when the step begins.
