@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from align.aggregate import sequence_mean as sequence_mean
     from align.aggregate import token_mean as token_mean
     from align.grpo import centre_by_group as centre_by_group
-    from align.grpo import cispo_loss as cispo_loss
     from align.grpo import grpo_loss as grpo_loss
     from align.grpo import ratio_weighted_k3 as ratio_weighted_k3
-    from align.grpo import sequence_ratio_loss as sequence_ratio_loss
     from align.grpo import standardize_by_group as standardize_by_group
     from align.logprobs import token_logprobs as token_logprobs
+    from align.surrogates import cispo_loss as cispo_loss
+    from align.surrogates import sequence_ratio_loss as sequence_ratio_loss
 
 __distribution__ = "align-rl"
 
 _MODULE_OF = {
     "Average": "aggregate",
     "centre_by_group": "grpo",
-    "cispo_loss": "grpo",
+    "cispo_loss": "surrogates",
     "fixed_length_mean": "aggregate",
     "grpo_loss": "grpo",
     "per_fixed_length": "aggregate",
@@ -37,7 +37,7 @@ _MODULE_OF = {
     "per_token": "aggregate",
     "ratio_weighted_k3": "grpo",
     "sequence_mean": "aggregate",
-    "sequence_ratio_loss": "grpo",
+    "sequence_ratio_loss": "surrogates",
     "standardize_by_group": "grpo",
     "token_logprobs": "logprobs",
     "token_mean": "aggregate",

@@ -97,29 +97,6 @@ class Sequences:
 
 
 @dataclass(frozen=True)
-class Examples:
-    """N demonstrations for supervised fine-tuning, tokenised once from their text.
-
-    ids: token ids of each example, the closing EOS or end of turn among them.
-    action_masks: one bool a token, True where it is to be imitated; the first token, which nothing predicts, never is.
-    dropped: number of examples of the data that were too long and left out.
-    split: number of conversations that became one example a turn, since the template rewrites earlier turns.
-    """
-
-    ids: list[list[int]]
-    action_masks: list[list[bool]]
-    dropped: int = 0
-    split: int = 0
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def select(self, rows: Sequence[int]) -> Sequences:
-        """Return the examples of the given rows as tensors, in that order; a row may be named more than once."""
-        return Sequences.from_lists([self.ids[row] for row in rows], [self.action_masks[row] for row in rows])
-
-
-@dataclass(frozen=True)
 class Rollouts:
     """B = N * G completions; rows n*G .. n*G + G-1 are the group of prompt n.
 

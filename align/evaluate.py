@@ -1,10 +1,10 @@
-"""Held-out performance: sample one completion a prompt and score it, leaving the training run untouched."""
+"""Held-out performance: sample completions of every prompt and score them, leaving the training run untouched."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -24,35 +24,62 @@ class Evaluation:
     """What a policy does on held-out prompts.
 
     metrics: mean of each reward by name, of the total as "reward", of the length in tokens, share "truncated".
+    errors: standard error of each mean: how far it may be off because other prompts might have been held out.
     examples: the completions of this process as plain values.
     """
 
     metrics: dict[str, float]
+    errors: dict[str, float]
     examples: list[dict[str, Any]]
 
 
 def evaluate(
-    sampler: Sampler, prompts: Prompts, rewards: Sequence[Reward], *, seed: int, accelerator: Accelerator | None = None
+    sampler: Sampler,
+    prompts: Prompts,
+    rewards: Sequence[Reward],
+    *,
+    seed: int,
+    samples: int = 1,
+    on_error: Literal["error", "skip", "zero"] = "error",
+    accelerator: Accelerator | None = None,
 ) -> Evaluation:
-    """Sample a completion of every prompt at the sampler's temperature and average its rewards.
+    """Sample completions of every prompt at the sampler's temperature and average their rewards.
 
     The same seed draws the same random numbers at every call, so two evaluations differ by their weights alone.
     With several processes each takes a share of the prompts, and all return the same metrics.
+
+    Args:
+        sampler: of the policy that is measured.
+        prompts: N of them.
+        rewards: what judges the completions; `on_error` is as in `align.rewards.score`.
+        seed: keys every random draw.
+        samples: completions of each prompt. A mean is over prompts, of each prompt's mean over its completions,
+            because completions of one prompt are no independent evidence.
+        accelerator: of a run of several processes.
     """
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     numbers = list(range(len(prompts)))[rank::processes]
-    rollouts = sampler.sample(prompts.select(numbers), group_size=1, seed=seed, step=HELD_OUT, numbers=numbers)
-    rollouts = score_rollouts(rollouts, rewards)
+    if len(prompts) < processes:
+        raise ValueError(f"{len(prompts)} prompts to measure on are fewer than the {processes} processes: give more")
+    rollouts = sampler.sample(prompts.select(numbers), group_size=samples, seed=seed, step=HELD_OUT, numbers=numbers)
+    rollouts = score_rollouts(rollouts, rewards, on_error=on_error)
     columns = {
         **rollouts.parts,
         "reward": rollouts.rewards,
         "length": rollouts.sequences.action_mask.sum(dim=1),
         "truncated": ~rollouts.terminated,
     }
-    values = torch.stack([column.double() for column in columns.values()])
-    sums = torch.stack([values.nansum(dim=1), (~values.isnan()).sum(dim=1)])
+    completions = torch.stack([column.double() for column in columns.values()])
+    values = completions.unflatten(1, (-1, samples)).nanmean(dim=2)  # of each prompt, NaN where none applies
+    sums = torch.stack([values.nansum(dim=1), values.square().nansum(dim=1), (~values.isnan()).sum(dim=1)])
     if accelerator:
         reduced: Any = accelerator.reduce(sums.to(accelerator.device), "sum")
         sums = reduced.cpu()
-    means = (sums[0] / sums[1]).tolist()  # NaN where a reward applied to nothing
-    return Evaluation(dict(zip(columns, means, strict=True)), rollouts.examples())
+    total, squares, count = sums
+    means = total / count  # NaN where a reward applied to nothing
+    variances = ((squares - count * means**2) / (count - 1)).clamp(min=0)  # NaN where there is only one prompt
+    return Evaluation(
+        dict(zip(columns, means.tolist(), strict=True)),
+        dict(zip(columns, (variances / count).sqrt().tolist(), strict=True)),
+        rollouts.examples(),
+    )

@@ -1,8 +1,8 @@
 """GRPO: completions of one prompt judge each other, so that no value model is needed.
 
-A surrogate is a function (logprobs [B, T], old_logprobs [B, T], advantages [B], action_mask [B, T]) -> loss [B, T],
-0 where the mask is False: what stands there, even NaN, reaches neither the loss nor its gradient. One is passed in, not
-named, and averaging is another function (`align.aggregate`). k3 without the ratio: add `kl_coef * kl_k3(...)`.
+A surrogate is a function (logprobs [B, T], old_logprobs [B, T], advantages [B], action_mask [B, T]) -> loss [B, T], 0
+where the mask is False: what stands there, even NaN, reaches neither the loss nor its gradient. It is passed in, not
+named: others are in `align.surrogates`, averages in `align.aggregate`. k3 without the ratio is `kl_coef * kl_k3(...)`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from align.rewards import Reward, check_rewards, score_rollouts
 from align.sampler import Sampler
 from align.training import Trainer
 from classic_rl.divergences import kl_k3
-from classic_rl.losses import clipped_surrogate_loss, policy_gradient_loss
+from classic_rl.losses import clipped_surrogate_loss
 from classic_rl.masked import check_same_shape
 
 if TYPE_CHECKING:
@@ -108,52 +108,13 @@ def grpo_loss(
     tensor([[0.8000, 2.0000, -0.0000]])
     """
     loss = clipped_surrogate_loss(
-        *_counted(logprobs, old_logprobs, advantages, action_mask), clip_low=clip_low, clip_high=clip_high
+        *counted(logprobs, old_logprobs, advantages, action_mask), clip_low=clip_low, clip_high=clip_high
     )
     if kl_coef == 0:
         return loss
     if ref_logprobs is None:
         raise ValueError(f"kl_coef is {kl_coef} but ref_logprobs is None: pass ref_logprobs, or kl_coef=0.")
     return loss + kl_coef * ratio_weighted_k3(logprobs, old_logprobs, ref_logprobs, action_mask)
-
-
-def sequence_ratio_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    action_mask: Tensor,
-    *,
-    clip_low: float = 3e-4,
-    clip_high: float = 4e-4,
-) -> Tensor:
-    """Clip one ratio per sequence, the geometric mean of its tokens' (GSPO); each token carries its row's loss.
-
-        s = exp(mean_t log(pi / pi_old)),   L_t = -min(s * A, clip(s, 1 - clip_low, 1 + clip_high) * A)
-
-    Averaged `per_sequence` it is the paper's objective. Such a ratio stays near 1, hence the narrow bounds.
-
-    Source: Zheng et al. 2025 (arXiv:2507.18071), the bounds from its experiments. Otherwise as `grpo_loss`.
-    """
-    logprobs, old_logprobs, advantages = _counted(logprobs, old_logprobs, advantages, action_mask)
-    log_ratios = logprobs - old_logprobs.detach()
-    mean = log_ratios.sum(dim=1, keepdim=True) / action_mask.sum(dim=1, keepdim=True).clamp(min=1)
-    return clipped_surrogate_loss(
-        mean.expand_as(log_ratios), torch.zeros_like(log_ratios), advantages, clip_low=clip_low, clip_high=clip_high
-    )
-
-
-def cispo_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, action_mask: Tensor, *, max_ratio: float = 5.0
-) -> Tensor:
-    """Bound the weight of each token instead of silencing it (CISPO).
-
-        L_t = -stop_gradient(min(ratio_t, max_ratio)) * A * log pi
-
-    Source: MiniMax 2025 (arXiv:2506.13585), where max_ratio is 1 + epsilon_high. Otherwise as `grpo_loss`.
-    """
-    logprobs, old_logprobs, advantages = _counted(logprobs, old_logprobs, advantages, action_mask)
-    ratio = torch.exp(logprobs - old_logprobs).clamp(max=max_ratio)
-    return policy_gradient_loss(logprobs, ratio * advantages)  # which detaches its weights
 
 
 def ratio_weighted_k3(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, action_mask: Tensor) -> Tensor:
@@ -192,7 +153,7 @@ def _centred(rewards: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     return torch.where(valid & (lowest < highest), groups - mean, 0.0), counts
 
 
-def _counted(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, action_mask: Tensor) -> list[Tensor]:
+def counted(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, action_mask: Tensor) -> list[Tensor]:
     """A surrogate's inputs as [B, T]: where the mask is False the ratio is 1 and the advantage 0, hence the loss 0."""
     check_same_shape(logprobs=logprobs, old_logprobs=old_logprobs, action_mask=action_mask)
     check_same_shape(advantages=advantages, rows_of_action_mask=action_mask.any(dim=1))
@@ -209,7 +170,8 @@ class GRPO:
 
     policy: the module that is trained; the sampler shares its model.
     prompts, rewards: what is asked, and what judges the answers.
-    surrogate: the policy loss per token; `grpo_loss` with the config's bounds by default.
+    surrogate: the policy loss per token, without gradient where the advantage is 0, since such rows are not forwarded;
+        `grpo_loss` with the config's bounds by default.
     advantages: (rewards [B], group_size) -> [B], such as `centre_by_group`.
     average: from the loss per token to one number, such as `align.aggregate.per_sequence`.
     reference: as `align.models.reference_of` gives it; needed if and only if kl_coef is not 0.
@@ -241,19 +203,14 @@ class GRPO:
                 f"prompts_per_step is {config.prompts_per_step}, fewer than the {accelerator.num_processes} processes: "
                 "raise it, because a group stays in one process"
             )
-        self.config = config
-        self.sampler = sampler
-        self.prompts = prompts
+        self.config, self.sampler, self.prompts = config, sampler, prompts
         self.rewards = check_rewards(rewards, prompts.columns)
         self.accelerator = accelerator
         self.trainer = Trainer(policy, config.optimizer, accelerator, config.steps)
         self.surrogate = surrogate or partial(grpo_loss, clip_low=config.clip_low, clip_high=config.clip_high)
-        self.advantages = advantages
-        self.average = average
-        self.reference = reference
+        self.advantages, self.average, self.reference = advantages, average, reference
         self.on_error: Literal["error", "skip", "zero"] = on_error
-        self.step = 0
-        self.total_steps = config.steps
+        self.step, self.total_steps = 0, config.steps
         self.update = 0  # updates already taken on the current rollouts
         self.position = 0  # prompts drawn before the current rollouts, epochs laid end to end
         self.drawn = 0  # prompts drawn for the current rollouts
@@ -285,7 +242,7 @@ class GRPO:
         rollouts = self._ask(list(range(self.drawn))[rank::processes])
         for _ in range(self.config.max_redraws):
             silent = [rollouts.numbers[group] for group in self._silent(rollouts).nonzero()[:, 0].tolist()]
-            everywhere = sorted(self._gathered(silent))
+            everywhere = sorted(self.trainer.gathered(silent))
             if not everywhere:
                 break
             fresh = {number: self.drawn + i for i, number in enumerate(everywhere)}
@@ -346,12 +303,12 @@ class GRPO:
         sums = self.trainer.step(sequences, loss_of, step=self.step)
         tokens = max(sums.get("tokens", 0.0), 1.0)
         metrics = {f"optim/{name}": sums[name] for name in ("loss", "grad_norm", "learning_rate")}
-        metrics |= {"tokens/trained": sums.get("tokens", 0.0)}
-        metrics |= {"policy/clip_fraction": sums.get("clipped", 0.0) / tokens}
+        metrics["tokens/trained"] = sums.get("tokens", 0.0)
+        metrics["policy/clip_fraction"] = sums.get("clipped", 0.0) / tokens
         if self.update == 0:
-            metrics |= {"policy/sampler_gap": sums.get("gap", 0.0) / tokens}
+            metrics["policy/sampler_gap"] = sums.get("gap", 0.0) / tokens
         if self.reference is not None:
-            metrics |= {"kl/reference": sums.get("kl", 0.0) / tokens}
+            metrics["kl/reference"] = sums.get("kl", 0.0) / tokens
         return metrics
 
     def _compare(self, logprobs: Tensor, old: Tensor, sampler: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -403,10 +360,8 @@ class GRPO:
         """
         pending = None
         if self.update != 0 and self.rollouts is not None:
-            pieces = [
-                Rollouts.from_state(s, self._prompts_of(s["numbers"])) for s in self._gathered([self.rollouts.state()])
-            ]
-            whole = Rollouts.concatenate(pieces)
+            states = self.trainer.gathered([self.rollouts.state()])
+            whole = Rollouts.concatenate([Rollouts.from_state(s, self._prompts_of(s["numbers"])) for s in states])
             order = sorted(range(len(whole.numbers)), key=whole.numbers.__getitem__)
             pending = whole.select(order).state()
         return {
@@ -428,11 +383,3 @@ class GRPO:
             whole = Rollouts.from_state(state["rollouts"], self._prompts_of(state["rollouts"]["numbers"]))
             mine = range(len(whole.numbers))[self.accelerator.process_index :: self.accelerator.num_processes]
             self.rollouts = whole.select(mine)
-
-    def _gathered(self, items: list[Any]) -> list[Any]:
-        """Join a list over all processes, in their order."""
-        if self.accelerator.num_processes == 1:
-            return items
-        from accelerate.utils import gather_object
-
-        return gather_object(items)

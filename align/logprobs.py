@@ -102,19 +102,6 @@ def token_logprobs(
     return TokenLogprobs(laid_out(values[:, 0]), laid_out(values[:, 1]) if entropy else None)
 
 
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability of a model to 0: layers, attention's functional ones and LoRA's.
-
-    The modules stay in train mode, because `eval()` would silently switch gradient checkpointing off.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
-
-
 def position_ids_of(attention_mask: Tensor) -> Tensor:
     """Return 0, 1, 2, ... along the real tokens of each row, and 0 at the padding before them. [B, T]"""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from align.logprobs import Policy, base_model, disable_dropout
+from align.logprobs import Policy, base_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,6 +51,19 @@ def load_model(
     model.train()
     disable_dropout(model)
     return model
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability of a model to 0: layers, attention's functional ones and LoRA's.
+
+    The modules stay in train mode, because `eval()` would silently switch gradient checkpointing off.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

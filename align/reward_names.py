@@ -6,7 +6,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -57,5 +58,16 @@ def _load(place: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and pickles look their module up by name.
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    with _told(place):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _told(place: str) -> Iterator[None]:
+    """Name the file and what is wrong with it, whatever the user's code raises while it is loaded."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RewardError(f"{place}: cannot be loaded ({what}): mend it, and try it with python {place}") from error

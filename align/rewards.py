@@ -6,19 +6,18 @@ where it does not apply. It may be async. Whatever it does wrong is named by rew
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
 import numbers
 import warnings
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
 from align.batch import Completion, Rollouts, text_of
+from align.reward_await import await_all
 from align.reward_faults import fault_of_error, shown
 from align.rows import nearest
 
@@ -177,8 +176,9 @@ def _call_all(rewards: Sequence[Reward], arguments: Mapping[str, Sequence[Any]])
     """Return what each reward returned or raised."""
     results = [_call(reward, arguments) for reward in rewards]
     waiting = {row: result for row, result in enumerate(results) if inspect.isawaitable(result)}
-    for row, result in zip(waiting, _await_all(list(waiting.values())), strict=True):
-        results[row] = result
+    if waiting:
+        for row, result in zip(waiting, await_all(list(waiting.values())), strict=True):
+            results[row] = result
     return results
 
 
@@ -188,27 +188,6 @@ def _call(reward: Reward, arguments: Mapping[str, Sequence[Any]]) -> Any:
         return reward.function(**{name: list(arguments[name]) for name in reward.arguments(arguments)})
     except (Exception, SystemExit) as error:  # whatever the user's code raises is told with its name; Ctrl-C passes
         return error
-
-
-def _await_all(waiting: list[Awaitable[Any]]) -> list[Any]:
-    async def guarded(awaitable: Awaitable[Any]) -> Any:
-        try:
-            return await awaitable
-        except (Exception, SystemExit, asyncio.CancelledError) as error:  # as above
-            return error
-
-    async def together() -> list[Any]:
-        return await asyncio.gather(*map(guarded, waiting))
-
-    if not waiting:
-        return []
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(together())
-    # A notebook's loop is running and cannot be entered again: another thread has one of its own.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, together()).result()
 
 
 def _total(rewards: Sequence[Reward], parts: Mapping[str, list[float]], count: int) -> list[float]:

@@ -6,7 +6,6 @@ depends on (seed, step, prompt, sample, position) and the probabilities alone, n
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from align.batch import Prompts, Rollouts, Sequences
 from align.config import SamplingConfig
+from align.decoding import PlainDecoder
 from align.logprobs import base_model, forward_arguments, position_ids_of
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def uniforms(keys: Tensor, count: int) -> Tensor:
 
 def _decoder(
     model: nn.Module, ids: list[list[int]], group_size: int, room: int, device: torch.device
-) -> _CachedDecoder | _PlainDecoder:
+) -> _CachedDecoder | PlainDecoder:
     """Forward the prompts once and expand their cache to the group; without such a cache, forward all every time."""
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -246,12 +246,7 @@ def _decoder(
     layers = getattr(cache, "layers", [None])
     if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         return _CachedDecoder(model, cache, out.logits[:, -1], mask, group_size, room)
-    warnings.warn(
-        f"{type(base_model(model)).__name__}: its cache cannot be expanded to a group, so every token forwards its "
-        "whole completion again. Correct, but slow.",
-        stacklevel=2,
-    )
-    return _PlainDecoder(model, ids, group_size, room, device)
+    return PlainDecoder(model, ids, group_size, room, device)
 
 
 class _CachedDecoder:
@@ -281,30 +276,3 @@ class _CachedDecoder:
         )
         self.logits = self.model(**forward_arguments(base_model(self.model), **arguments)).logits[:, -1]
         self.positions = self.positions + 1
-
-
-class _PlainDecoder:
-    """The same without a cache, where a model's state cannot be expanded: right-padded rows, forwarded whole."""
-
-    def __init__(
-        self, model: nn.Module, ids: list[list[int]], group_size: int, room: int, device: torch.device
-    ) -> None:
-        self.model = model
-        width = max(len(row) for row in ids) + room
-        padded = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=device)
-        self.ids = padded.repeat_interleave(group_size, dim=0)
-        self.lengths = torch.tensor([len(row) for row in ids], device=device).repeat_interleave(group_size)
-        self._forward()
-
-    def _forward(self) -> None:
-        ids = self.ids[:, : int(self.lengths.max())]
-        logits = self.model(**forward_arguments(base_model(self.model), input_ids=ids, use_cache=False)).logits
-        self.logits = logits[torch.arange(len(ids)), self.lengths - 1]
-
-    def keep(self, rows: Tensor) -> None:
-        self.ids, self.lengths = self.ids[rows], self.lengths[rows]
-
-    def append(self, tokens: Tensor) -> None:
-        self.ids[torch.arange(len(tokens)), self.lengths] = tokens
-        self.lengths = self.lengths + 1
-        self._forward()

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from align.aggregate import token_mean
-from align.batch import Examples, rows_at
+from align.batch import rows_at
 from align.config import SFTConfig
+from align.data import Examples
 from align.training import Trainer
 
 if TYPE_CHECKING:
@@ -60,6 +61,21 @@ class SFT:
             "optim/learning_rate": result["learning_rate"],
             "tokens/trained": tokens,
         }
+
+    @torch.no_grad()
+    def evaluate(self, held_out: Examples) -> dict[str, float]:
+        """Return "loss", the mean cross-entropy per token to imitate, on examples that were not learned from."""
+        rows = range(len(held_out))[self.accelerator.process_index :: self.accelerator.num_processes]
+        sums = {"loss": torch.zeros(()), "tokens": torch.zeros(())}
+        sequences = held_out.select(rows)
+        for batch in cut_by_tokens(sequences.lengths, self.config.optimizer.tokens_per_micro_batch) if rows else []:
+            part = sequences.select(batch).to(self.accelerator.device)
+            # not the wrapped policy, whose forward may wait for processes that have no further batch
+            losses = sft_loss(self.trainer.unwrapped(part.input_ids, part.action_mask).logprobs)
+            sums["loss"] += losses[part.action_mask].double().sum().cpu()
+            sums["tokens"] += part.action_mask.sum().cpu()
+        total = self.trainer.sum_over_processes(sums)
+        return {"loss": total["loss"] / total["tokens"]}
 
     def state(self) -> dict[str, Any]:
         """Return weights, optimizer and step; the order of the data follows from the seed and the step."""

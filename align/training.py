@@ -104,16 +104,20 @@ class Trainer:
 
     def sum_over_processes(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Add up named scalars over all processes. A process may lack some of them."""
-        names = sorted(sums)
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
-
-            names = sorted(set(gather_object(names)))
+        names = sorted(set(self.gathered(list(sums))))
         stacked = torch.stack(
             [sums.get(name, torch.zeros(())).detach().to(self.accelerator.device, torch.float64) for name in names]
         )
         total: Any = self.accelerator.reduce(stacked, "sum")
         return dict(zip(names, total.tolist(), strict=True))
+
+    def gathered(self, items: list[Any]) -> list[Any]:
+        """Join a list over all processes, in their order."""
+        if self.accelerator.num_processes == 1:
+            return items
+        from accelerate.utils import gather_object
+
+        return gather_object(items)
 
     def state(self) -> dict[str, Any]:
         """Return copies of the trained parameters and of the optimizer's state, by parameter name."""

@@ -14,10 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from align.batch import Prompts
 from align.config import GRPOConfig, OptimizerConfig, SamplingConfig, SFTConfig
 from align.data import eos_token_ids, read_examples, read_prompts, tokenize_examples, tokenize_prompts
@@ -26,7 +22,6 @@ from align.grpo import GRPO
 from align.logprobs import Policy
 from align.models import load_model, load_tokenizer
 from align.rewards import Reward
-from align.runs.run import RunResult
 from align.sampler import Sampler
 from align.sft import SFT
 from recipes import walk
@@ -94,7 +89,7 @@ def train(options: Options, command: Sequence[str]) -> int:
         after = measure(few).examples
         save_result(algorithm.sampler.model, algorithm.sampler.tokenizer, result, options, accelerator)
         if accelerator.is_main_process and not options.run.quiet:
-            show_end(before, after, result)
+            walk.show_end(before, after, result.directory.final)
     return result.exit_code
 
 
@@ -137,23 +132,6 @@ def supervised(
     rows = walk.demonstrations(walk.splits(seed, 0)[1], thinking=0.4, seed=seed)
     examples = tokenize_examples(read_examples(rows), tokenizer)
     return SFT(policy, examples, SFTConfig(steps=steps, seed=seed, optimizer=WARM_UP), accelerator)
-
-
-def show_end(before: list[dict[str, Any]] | None, after: list[dict[str, Any]], result: RunResult) -> None:
-    """Print what the model answered before and answers now, and how to go on with one's own model."""
-    table = Table(title="held-out walks, before and after" if before else "held-out walks")
-    for title in ("walk", "answer", *(["before"] if before else []), "after"):
-        table.add_column(title, overflow="fold")
-    for row, new in enumerate(after):
-        walked = new["prompt"][0]["content"]
-        old = [escape(before[row]["completion"])] if before else []
-        table.add_row(walked, walk.squares_of(walked)[-1], *old, escape(new["completion"]))
-    console = Console()
-    console.print(table)
-    console.print(f"Model: {result.directory.final}", highlight=False, soft_wrap=True)
-    console.print(
-        "Your own: align grpo --model FOLDER_OR_ID --data prompts.jsonl --reward exact_answer", highlight=False
-    )
 
 
 main = recipe("python -m recipes.grpo_walk", Options, train)

@@ -11,7 +11,12 @@ The answer is the square where the walk ends. A model may answer at once, or fir
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -122,6 +127,21 @@ def walk_model(*, seed: int) -> PreTrainedModel:
         eos_token_id=1,
     )
     return LlamaForCausalLM(config)
+
+
+def show_end(before: list[dict[str, Any]] | None, after: list[dict[str, Any]], model: Path) -> None:
+    """Print what was answered before and is answered now, where the model lies, and how to go on with one's own."""
+    table = Table(title="held-out walks, before and after" if before else "held-out walks")
+    for title in ("walk", "answer", *(["before"] if before else []), "after"):
+        table.add_column(title, overflow="fold")
+    for row, new in enumerate(after):
+        walked = new["prompt"][0]["content"]
+        old = [escape(before[row]["completion"])] if before else []
+        table.add_row(walked, squares_of(walked)[-1], *old, escape(new["completion"]))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"Model: {model}", soft_wrap=True)
+    console.print("Your own: align grpo --model FOLDER --data prompts.jsonl --reward exact_answer", soft_wrap=True)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from accelerate import Accelerator
 
-from align.batch import Examples
 from align.config import GRPOConfig, OptimizerConfig, SamplingConfig, SFTConfig
-from align.data import read_prompts, tokenize_prompts
+from align.data import Examples, read_prompts, tokenize_prompts
 from align.grpo import GRPO
-from align.logprobs import Policy, disable_dropout
-from align.models import add_lora, reference_of
+from align.logprobs import Policy
+from align.models import add_lora, disable_dropout, reference_of
 from align.rewards import Reward
 from align.sampler import Sampler
 from align.sft import SFT

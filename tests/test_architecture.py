@@ -17,7 +17,7 @@ import align
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("classic_rl", "align", "recipes")
-MATHS = ("classic_rl.masked", "classic_rl.divergences", "classic_rl.returns", "classic_rl.losses")
+MATHS = tuple(f"classic_rl.{name}" for name in ("masked", "divergences", "returns", "losses", "q_learning"))
 ALGORITHMS = (
     *(f"align.{name}" for name in ("sft", "reward_model", "dpo", "grpo", "ppo")),
     *(f"classic_rl.{name}" for name in ("dqn", "reinforce", "a2c", "ppo")),

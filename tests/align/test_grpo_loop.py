@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from align.aggregate import per_fixed_length, per_sequence
-from align.grpo import GRPO, centre_by_group, cispo_loss, sequence_ratio_loss
+from align.grpo import GRPO, centre_by_group
+from align.surrogates import cispo_loss, sequence_ratio_loss
 from tests.small_runs import ROWS, share_of_letter, small_grpo
 
 

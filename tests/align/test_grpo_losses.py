@@ -6,14 +6,8 @@ import torch
 from torch.testing import assert_close
 
 from align.aggregate import fixed_length_mean, per_fixed_length, per_sequence, per_token, sequence_mean, token_mean
-from align.grpo import (
-    centre_by_group,
-    cispo_loss,
-    grpo_loss,
-    ratio_weighted_k3,
-    sequence_ratio_loss,
-    standardize_by_group,
-)
+from align.grpo import centre_by_group, grpo_loss, ratio_weighted_k3, standardize_by_group
+from align.surrogates import cispo_loss, sequence_ratio_loss
 from classic_rl.divergences import kl_k3
 from tests.reference import alignment_cases
 from tests.toy_policy import (

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from align import logprobs
 from align.batch import Sequences
-from align.logprobs import Policy, disable_dropout, token_logprobs
+from align.logprobs import Policy, token_logprobs
+from align.models import disable_dropout
 from tests.models import ARCHITECTURES, tiny_model
 
 

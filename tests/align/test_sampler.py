@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from align import sampler as sampler_module
 from align.batch import Prompts
 from align.config import SamplingConfig
-from align.logprobs import disable_dropout, token_logprobs
+from align.logprobs import token_logprobs
+from align.models import disable_dropout
 from align.sampler import Sampler, draw, row_keys, uniforms
 from tests.models import ARCHITECTURES, tiny_model
 
