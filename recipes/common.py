@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,13 +56,19 @@ class RunOptions:
         return runs[-1]
 
 
-def recipe(program: str, options: Callable[..., T], train: Callable[[T, Sequence[str]], int]) -> Callable[..., None]:
+def recipe(
+    program: str,
+    options: Callable[..., T],
+    train: Callable[[T, Sequence[str]], int],
+    defaults: Callable[[Sequence[str]], T] | None = None,
+) -> Callable[..., None]:
     """Make the `main` of a recipe: parse its dataclass of options, train, and exit with the code that it returns.
 
     Args:
         program: how the recipe is called, such as "python -m recipes.grpo_walk".
         options: the dataclass; a misspelt option is refused with the nearest name.
         train: called with the options and the words of the command line that gave them.
+        defaults: gives the options that hold where nothing else is said, from the words of the command line.
     """
 
     def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,18 +76,31 @@ def recipe(program: str, options: Callable[..., T], train: Callable[[T, Sequence
 
         given = list(sys.argv[1:] if arguments is None else arguments)
         style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-        parsed = tyro.cli(options, prog=program, args=given, config=style)
+        default: dict[str, Any] = {"default": defaults(given)} if defaults else {}
+        parsed = tyro.cli(options, prog=program, args=given, config=style, **default)
         with errors_in_one_line():
-            sys.exit(train(parsed, [*program.split(), *given]))
+            sys.exit(train(parsed, [*launched(program), *given]))
 
     return main
+
+
+def launched(program: str) -> list[str]:
+    """Return the words that start a program in as many processes as there are now."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return program.split()
+    module = program.removeprefix("python ").split() if program.startswith("python ") else ["-m", *program.split()]
+    return ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]), *module]
 
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """Tell an error that a user can mend in one line and exit with 2; any other keeps its traceback."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
         told = isinstance(error, ValueError) or type(error).__module__.startswith(("align.", "recipes."))
         if not told or os.environ.get("ALIGN_TRACEBACK"):
@@ -98,6 +118,23 @@ def make_accelerator() -> Accelerator:
     transformers.utils.logging.disable_progress_bar()  # of loading and saving, across the console of the run
     bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return Accelerator(mixed_precision="bf16" if bfloat16 else "no", cpu=not torch.cuda.is_available())
+
+
+def claim_directory(options: RunOptions, name: str, config: Any, accelerator: Accelerator) -> Path:
+    """Return the run's directory, refused before a model loads where it holds another run.
+
+    Processes of one run may start in different seconds, so all take the main one's name.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    from align.runs.directory import RunDirectory, plain
+
+    names = [str(options.resolve(name))]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(names)
+    directory = RunDirectory(names[0])
+    directory.check(plain(config), resume=options.resume and directory.holds_a_run)
+    return directory.path
 
 
 def execute(
@@ -142,6 +179,12 @@ def execute(
         barrier=accelerator.wait_for_everyone if several else None,
         any_process=any_process if several else None,
     )
+
+
+def tell(words: str, options: RunOptions, accelerator: Accelerator) -> None:
+    """Print a line for the user, once for all processes, unless quiet was asked for."""
+    if accelerator.is_main_process and not options.quiet:
+        print(words, flush=True)
 
 
 def save_result(

@@ -1,0 +1,165 @@
+"""From options to what a run is made of: rewards and rows, checked before a model loads, then prompts and the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from align import reward_names
+from align.batch import Prompts
+from align.data import ExampleRows, PromptRows, read_prompts, tokenize_prompts
+from align.models import add_lora, load_model, load_tokenizer
+from align.rewards import Reward, RewardError, check_rewards
+from align.rows import nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from recipes.options import ModelOptions, PromptOptions
+
+SAMPLING_HABITS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def read_rewards(names: Sequence[Sequence[str]]) -> list[Reward]:
+    """Find rewards by their names, each with `=weight` after it or without."""
+    if not any(names):
+        raise RewardError("no reward: name one, as in --reward exact_answer or --reward my_rewards.py:function")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for module:function, as `python -m` has it
+    return [_weighted(name) for group in names for name in group]
+
+
+def _weighted(named: str) -> Reward:
+    name, equals, weight = named.rpartition("=")
+    if not equals or "/" in weight or ":" in weight:  # the sign belongs to a path
+        return reward_names.resolve(named)
+    try:
+        return replace(reward_names.resolve(name), weight=float(weight))
+    except ValueError as error:
+        if isinstance(error, RewardError):
+            raise
+        raise RewardError(f"--reward {named}: {weight!r} is no weight: expected a number, as in {name}=0.5") from None
+
+
+def read_rows(options: PromptOptions, rewards: Sequence[Reward]) -> PromptRows:
+    """Read and check prompts, and that the rewards find their columns."""
+    rows = read_prompts(options.data, split=options.split)
+    try:
+        check_rewards(rewards, rows.columns)
+    except RewardError as error:
+        raise RewardError(f"{options.data}: {error}") from None
+    return rows
+
+
+def record(options: Any, rows: Mapping[str, PromptRows | ExampleRows]) -> dict[str, Any]:
+    """Return what a run was asked for, with a hash of the rows, so that none is resumed on data that have changed."""
+
+    def fingerprint(rows: PromptRows | ExampleRows) -> str:
+        content = {name: value for name, value in vars(rows).items() if name != "origins"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    asked = {name: value for name, value in asdict(options).items() if name != "run"}
+    return {**asked, "fingerprint": {name: fingerprint(each) for name, each in rows.items()}}
+
+
+def make_prompts(rows: PromptRows, options: PromptOptions, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    """Tokenise prompts."""
+    return tokenize_prompts(
+        rows,
+        tokenizer,
+        max_tokens=options.max_prompt_tokens,
+        too_long=options.too_long,
+        chat=options.chat or options.system is not None,
+        system=options.system,
+    )
+
+
+def describe(name: str, lengths: Sequence[int], dropped: int, what: str) -> str:
+    """Say in one line what was read."""
+    left_out = f"; {dropped:,} that were too long are left out" if dropped else ""
+    span = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{max(lengths)}"
+    return f"{name}: {len(lengths):,} {what} of {span} tokens{left_out}"
+
+
+def make_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model."""
+    check_folder(model)
+    with _told(model):
+        return load_tokenizer(model, trust_remote_code=trust_remote_code)
+
+
+def make_model(options: ModelOptions, *, seed: int) -> nn.Module:
+    """Load a model in float32, with new adapters if asked for."""
+    import torch
+
+    # Adapters name their base by this path, and are to be found from any working directory.
+    path = str(Path(options.model).resolve()) if Path(options.model).exists() else options.model
+    with _told(options.model):
+        model = load_model(path, trust_remote_code=options.trust_remote_code)
+    if not options.lora_rank:
+        return model
+    if hasattr(model, "peft_config"):
+        raise ValueError(f"{options.model} has adapters, and these are trained on: leave out --lora-rank")
+    torch.manual_seed(seed)
+    return add_lora(model, rank=options.lora_rank, alpha=options.lora_alpha)
+
+
+def count_parameters(model: nn.Module) -> str:
+    """Say how many parameters a model has, and how many of them are trained."""
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{total:,} parameters, {'all' if trained == total else f'{trained:,}'} of them trained"
+
+
+def check_fit(model: nn.Module, ids: Sequence[Sequence[int]], new_tokens: int = 0) -> None:
+    """Refuse a tokenizer of another model, and texts that are longer than the model was made for."""
+    config: Any = cast(Any, model).config.get_text_config()
+    largest, longest = max(map(max, ids)), max(map(len, ids)) + new_tokens
+    if largest >= config.vocab_size:
+        raise ValueError(
+            f"the tokenizer gives token {largest}, but the model has {config.vocab_size} embeddings: "
+            "take the tokenizer that belongs to the model, or resize its embeddings"
+        )
+    room = getattr(config, "max_position_embeddings", None) or longest
+    if longest > room:
+        raise ValueError(
+            f"the longest text has {longest} tokens ({new_tokens} of them new), but the model was made for {room}: "
+            "lower --max-new-tokens, or leave long prompts out with --max-prompt-tokens N --too-long drop"
+        )
+
+
+def sampling_habits(model: nn.Module) -> dict[str, Any]:
+    """Return what the model's generation config would do to sampling; nothing here follows it."""
+    config = getattr(model, "generation_config", None)
+    neutral: Mapping[str, tuple[Any, ...]] = {"top_k": (None, 0), "min_p": (None, 0.0)}
+    values = {name: getattr(config, name, None) for name in SAMPLING_HABITS}
+    return {name: value for name, value in values.items() if value not in neutral.get(name, (None, 1.0))}
+
+
+def check_folder(model: str) -> None:
+    """Refuse a mistyped folder before it is looked up on the hub as an id."""
+    path = Path(model).expanduser()
+    local = path.is_absolute() or model.startswith((".", "~")) or (path.parent != Path() and path.parent.is_dir())
+    if local and not path.exists():
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ValueError(f"--model {model}: no such folder{nearest(path.name, siblings)}")
+
+
+@contextmanager
+def _told(model: str) -> Iterator[None]:
+    """Say in one line why a model or its tokenizer cannot be loaded."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"--model {model}: cannot be loaded: {reason}") from error
