@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from align.aggregate import token_mean
 from align.batch import rows_at
 from align.config import SFTConfig
 from align.data import Examples
-from align.training import Trainer
+from align.training import Trainer, cut_by_tokens
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

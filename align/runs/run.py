@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
+from safetensors.torch import save_file
 
 from align.runs.checkpoint import Checkpoint, load_latest, save_checkpoint
 from align.runs.console import Display
@@ -297,8 +298,16 @@ def _close(journal: Journal, result: RunResult, command: str | None) -> None:
 
 
 def _record_failure(journal: Journal, step: int, error: BaseException) -> None:
-    """Record what ended a run; its own failures (a full disk, say) must not hide the cause."""
+    """Record what ended a run; its own failures (a full disk, say) must not hide the cause.
+
+    An error may bring its `evidence`, tensors by name such as the batch that gave a NaN: it is kept beside the logs.
+    """
     with suppress(RunError, OSError):
+        if evidence := getattr(error, "evidence", None):
+            save_file(
+                {name: tensor.contiguous().cpu() for name, tensor in evidence.items()},
+                journal.directory.path / f"failed-step-{step + 1}.safetensors",
+            )
         journal.event("error", step, f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000])
         if isinstance(error, Exception):
             write_report(journal.directory.path)

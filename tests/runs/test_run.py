@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from toy_algorithm import Toy
 
 from align.runs.checkpoint import CheckpointError, load_latest
@@ -105,7 +106,7 @@ def test_a_signal_stops_at_the_next_step_and_the_resumed_run_ends_the_same(
 def test_a_second_signal_ends_the_run_at_once(
     number: signal.Signals, expected: int, children: Any, tmp_path: Path
 ) -> None:
-    pid = children.start("run", directory=str(tmp_path), total_steps=5, delay=30.0)
+    pid = children.start("run_toy", directory=str(tmp_path), total_steps=5, delay=30.0)
     started = wait_for(tmp_path / "metrics.jsonl", lines=1)
     time.sleep(0.3)  # well into the first step: before it, one signal would end the run cleanly
     os.kill(pid, number)
@@ -145,13 +146,13 @@ def kill_and_resume(children: Any, directory: Path, draw: random.Random, **toy: 
     """Kill a run a few times at random instants, each time resuming it, and let the last one end; count the kills."""
     kills = 0
     for attempt in range(3):
-        pid = children.start("run", directory=str(directory), resume=attempt > 0, **toy)
+        pid = children.start("run_toy", directory=str(directory), resume=attempt > 0, **toy)
         wait_for(directory / "config.json", lines=1)
         time.sleep(draw.uniform(0.0, 0.15))
         with suppress(ProcessLookupError):  # a quick one has ended already
             os.kill(pid, signal.SIGKILL)
         kills += children.wait() == -signal.SIGKILL
-    code = children.do("run", directory=str(directory), resume=True, **toy)
+    code = children.do("run_toy", directory=str(directory), resume=True, **toy)
     assert code == 0, children.said
     return kills
 
@@ -159,7 +160,7 @@ def kill_and_resume(children: Any, directory: Path, draw: random.Random, **toy: 
 def test_a_run_that_was_killed_and_resumed_ends_bitwise_as_one_left_alone(children: Any, tmp_path: Path) -> None:
     # A checkpoint every step, with ballast: more than half of the time is spent inside a save.
     toy = {"total_steps": 40, "ballast": 200_000}
-    assert children.do("run", directory=str(tmp_path / "whole"), **toy) == 0, children.said
+    assert children.do("run_toy", directory=str(tmp_path / "whole"), **toy) == 0, children.said
     for seed in range(3):
         assert kill_and_resume(children, tmp_path / str(seed), random.Random(seed), **toy) > 0
         assert same_run(tmp_path / "whole", tmp_path / str(seed))
@@ -169,7 +170,7 @@ def test_a_run_that_was_killed_and_resumed_ends_bitwise_as_one_left_alone(childr
 @pytest.mark.parametrize("save_every", [1, 4])
 def test_twenty_runs_killed_and_resumed_end_bitwise_the_same(save_every: int, children: Any, tmp_path: Path) -> None:
     toy = {"total_steps": 24, "ballast": 200_000, "save_every": save_every}
-    assert children.do("run", directory=str(tmp_path / "whole"), **toy) == 0, children.said
+    assert children.do("run_toy", directory=str(tmp_path / "whole"), **toy) == 0, children.said
     for seed in range(10):
         kill_and_resume(children, tmp_path / str(seed), random.Random(seed), **toy)
         assert same_run(tmp_path / "whole", tmp_path / str(seed))
@@ -204,6 +205,20 @@ def test_an_algorithm_that_raises_is_recorded_and_its_broken_state_is_not_saved(
     assert "Failed</b> after step 8: RuntimeError: the toy broke" in (tmp_path / "report.html").read_text()
 
 
+def test_the_batch_that_an_error_brings_as_evidence_is_kept(tmp_path: Path) -> None:
+    class Explodes(Toy):
+        def steps(self):
+            yield next(super().steps())
+            error = ArithmeticError("step 2: loss nan")
+            error.evidence = {"input_ids": torch.arange(12).view(3, 4).t()}  # type: ignore[attr-defined]
+            raise error
+
+    with pytest.raises(ArithmeticError):
+        go(tmp_path, Explodes())
+    kept = load_file(tmp_path / "failed-step-2.safetensors")
+    assert torch.equal(kept["input_ids"], torch.arange(12).view(3, 4).t())
+
+
 def test_a_metric_that_is_not_finite_is_written_as_null_and_told(tmp_path: Path) -> None:
     console = Console(file=StringIO(), width=200)
     go(tmp_path, Toy(nan_at=4), console=console)
@@ -219,11 +234,11 @@ def test_a_metric_that_is_not_finite_is_written_as_null_and_told(tmp_path: Path)
 
 def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_it_can_go_on(children: Any, tmp_path: Path) -> None:
     toy = {"total_steps": 4, "ballast": 100_000}
-    assert children.do("run", directory=str(tmp_path / "whole"), **toy) == 0
-    assert children.do("run", directory=str(tmp_path / "full"), limit=300_000, **toy) == 1
+    assert children.do("run_toy", directory=str(tmp_path / "whole"), **toy) == 0
+    assert children.do("run_toy", directory=str(tmp_path / "full"), limit=300_000, **toy) == 1
     assert "CheckpointError: the checkpoint of step 1 could not be written" in children.said
     assert RunDirectory(tmp_path / "full").read("events.jsonl")[-1]["kind"] == "error"
-    assert children.do("run", directory=str(tmp_path / "full"), resume=True, **toy) == 0, children.said
+    assert children.do("run_toy", directory=str(tmp_path / "full"), resume=True, **toy) == 0, children.said
     assert same_run(tmp_path / "whole", tmp_path / "full")
 
 

@@ -1,19 +1,14 @@
 """A small algorithm with everything a real one has to keep: weights, an optimizer, a generator, a queue of data.
 
-As a script it is a server for tests that kill: it imports torch once, then forks a child for each line of JSON on
-its stdin, answers with the child's pid, and when the child has ended with its exit code.
+Below it are the jobs that tests run in children, to kill them.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import resource
 import sys
 import time
-import traceback
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -125,32 +120,6 @@ def save_once(directory: str, *, step: int, size: int, limit: int) -> int:
     return 0
 
 
-def child(job: dict[str, Any]) -> int:
-    """Do one job with its output in a file."""
-    with open(job["log"], "a") as log, redirect_stdout(log), redirect_stderr(log):
-        try:
-            return {"run": run_toy, "save_for_ever": save_for_ever, "save_once": save_once}[job["do"]](**job["with"])
-        except BaseException:
-            traceback.print_exc()
-            return 1
-
-
-def _answer(number: int) -> None:
-    sys.stdout.write(f"{number}\n")
-    sys.stdout.flush()
-
-
-def serve() -> None:
-    """Fork a child for each line of stdin."""
-    torch.set_num_threads(1)
-    next(Toy().steps())  # the first step of an optimizer imports half of torch: once is enough
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(child(json.loads(line)))
-        _answer(pid)
-        _answer(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-
-
-if __name__ == "__main__":
-    serve()
+def warm() -> None:
+    """Take one step: the first one of an optimizer imports half of torch."""
+    next(Toy().steps())
