@@ -14,24 +14,24 @@ building, and measuring accuracy after each block, stand outside. Peak memory is
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from align.config import GRPOConfig, OptimizerConfig, SamplingConfig, SFTConfig
 from benchmarks.alternate import machine, peak_megabytes, spread, table, use_one_thread
 from recipes import walk
 
-HELD_OUT = 256
+if TYPE_CHECKING:  # this process imports no torch, because a child's peak memory may begin at its parent's
+    from align.config import GRPOConfig
+
 GOAL = 0.95
-START = 50
-"""Steps counted as the start of training, when most groups have something to teach."""
+PARTS = ((0, 50), (50, 100), (100, 250), (0, 250))
+"""Steps after which a part of the run begins and ends; later, fewer groups have something to teach."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,12 @@ class Task:
 
     @property
     def config(self) -> GRPOConfig:
-        return GRPOConfig(
-            steps=self.steps,
-            prompts_per_step=16,
-            group_size=8,
-            seed=self.seed,
-            sampling=SamplingConfig(max_new_tokens=walk.LONGEST_COMPLETION),
-            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=5, final_fraction=0.1),
-        )
+        from recipes.grpo_walk import GRPO_DEFAULTS
 
-    def held_out(self) -> list[str]:
-        return walk.walks(HELD_OUT, seed=1000 + self.seed)
+        return replace(GRPO_DEFAULTS, seed=self.seed, steps=self.steps)
 
-    def demonstrated(self) -> list[str]:
-        return walk.walks(500, seed=self.seed, avoid=frozenset(self.held_out()))
-
-    def practised(self) -> list[str]:
-        count = self.steps * self.config.prompts_per_step
-        return walk.walks(count, seed=5000 + self.seed, avoid=frozenset(self.held_out()))
+    def splits(self) -> tuple[list[str], list[str], list[str]]:
+        return walk.splits(self.seed, self.steps * self.config.prompts_per_step)
 
 
 @dataclass(frozen=True)
@@ -76,9 +64,11 @@ class Turn:
     megabytes: float
 
 
-def right_square(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
-    """Give 1 for the right square after the thoughts, if there are any, and 0 for everything else."""
-    return [float(turns[0]["content"].split("</think>")[-1] == a) for turns, a in zip(completions, answer, strict=True)]
+def reward(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
+    """Judge as the recipe does, and overlook what else the peer passes."""
+    from recipes.grpo_walk import right_square
+
+    return right_square(prompts, completions, answer)
 
 
 def load(task: Task) -> tuple[Any, Any]:
@@ -93,23 +83,27 @@ def load(task: Task) -> tuple[Any, Any]:
 
 
 def warm_up(task: Task) -> None:
-    """Imitate demonstrations of which four in ten think, and save the weights."""
+    """Imitate demonstrations as the recipe does, and save the weights."""
     import torch
     from accelerate import Accelerator
 
-    from align.data import read_examples, tokenize_examples
     from align.logprobs import Policy
-    from align.sft import SFT
+    from recipes.grpo_walk import Options, supervised
 
     model, tokenizer = load(task)
-    rows = walk.demonstrations(task.demonstrated(), thinking=0.4, seed=task.seed)
-    config = SFTConfig(
-        steps=task.warm_up_steps, seed=task.seed, optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=30)
-    )
-    examples = tokenize_examples(read_examples(rows), tokenizer)
-    for _ in SFT(Policy(model), examples, config, Accelerator(cpu=True)).steps():
+    options = Options(grpo=task.config)
+    for _ in supervised(options, Policy(model), tokenizer, task.warm_up_steps, Accelerator(cpu=True)).steps():
         pass
     torch.save(model.state_dict(), task.weights)
+
+
+def warm_up_apart(task: Task) -> None:
+    """Warm up in a process of its own."""
+    warming = get_context("spawn").Process(target=warm_up, args=(task,))
+    warming.start()
+    warming.join()
+    if warming.exitcode:
+        raise SystemExit("the warm-up failed; its error stands above")
 
 
 class Turns:
@@ -120,8 +114,10 @@ class Turns:
         from align.sampler import Sampler
 
         self.pipe, self.task = pipe, task
-        self.held_out = tokenize_prompts(read_prompts(walk.tasks(task.held_out())), tokenizer)
-        self.sampler = Sampler(model, tokenizer, task.config.sampling, eos_token_ids=[tokenizer.eos_token_id])
+        self.held_out = tokenize_prompts(read_prompts(walk.tasks(task.splits()[0])), tokenizer)
+        # In batches smaller than those of training, so that measuring never sets the peak of memory.
+        sampling = replace(task.config.sampling, tokens_per_batch=2048)
+        self.sampler = Sampler(model, tokenizer, sampling, eos_token_ids=[tokenizer.eos_token_id])
 
     def begin(self) -> None:
         self._tell(step=0, seconds=0.0)
@@ -142,10 +138,11 @@ class Turns:
         self.pipe.send(Turn(step, seconds, accuracy=self._accuracy(), megabytes=peak))
 
     def _accuracy(self) -> float:
+        from align.evaluate import evaluate
+        from align.rewards import Reward
+
         # The same sampler and random numbers for both sides; it leaves torch's own generator alone.
-        rollouts = self.sampler.sample(self.held_out, group_size=1, seed=99, step=0)
-        completions = [[{"role": "assistant", "content": text}] for text in rollouts.texts]
-        return statistics.mean(right_square([], completions, self.held_out.columns["answer"]))
+        return evaluate(self.sampler, self.held_out, [Reward(reward)], seed=self.task.seed).metrics["reward"]
 
 
 def train_align(pipe: Connection, task: Task) -> None:
@@ -160,9 +157,9 @@ def train_align(pipe: Connection, task: Task) -> None:
 
     model, tokenizer = load(task)
     turns = Turns(pipe, task, model, tokenizer)
-    prompts = tokenize_prompts(read_prompts(walk.tasks(task.practised())), tokenizer)
+    prompts = tokenize_prompts(read_prompts(walk.tasks(task.splits()[2])), tokenizer)
     sampler = Sampler(model, tokenizer, task.config.sampling, eos_token_ids=[tokenizer.eos_token_id])
-    algorithm = GRPO(Policy(model), sampler, prompts, [Reward(right_square)], task.config, Accelerator(cpu=True))
+    algorithm = GRPO(Policy(model), sampler, prompts, [Reward(reward)], task.config, Accelerator(cpu=True))
     turns.begin()
     for _ in algorithm.steps():
         turns.stepped(algorithm.step)
@@ -189,12 +186,12 @@ def train_trl(pipe: Connection, task: Task) -> None:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             turns.stepped(state.global_step)
 
-    rows = walk.tasks(task.practised())
+    rows = walk.tasks(task.splits()[2])
     order = rows_at(0, len(rows), len(rows), config.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.0, fused=True)
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=[right_square],
+        reward_funcs=[reward],
         args=trl_config(task),
         train_dataset=Dataset.from_list([rows[row] for row in order]),
         processing_class=tokenizer,
@@ -246,13 +243,8 @@ SIDES: dict[str, Callable[[Connection, Task], None]] = {"align": train_align, "t
 
 def run_pair(task: Task) -> dict[str, list[Turn]]:
     """Warm up, then let both sides train in turns; the first entry of each is from before the first step."""
-    # Fresh processes from one that never imports torch: a child's peak memory would begin at its parent's.
+    warm_up_apart(task)
     context = get_context("spawn")
-    warming = context.Process(target=warm_up, args=(task,))
-    warming.start()
-    warming.join()
-    if warming.exitcode:
-        raise SystemExit("the warm-up failed; its error stands above")
     pipes, told = {}, {}
     for name, train in SIDES.items():
         pipes[name], theirs = context.Pipe()
@@ -276,59 +268,43 @@ def seconds_until(turns: Sequence[Turn], goal: float) -> float:
     return float("inf")
 
 
-def side_of_table(name: str, pairs: Sequence[dict[str, list[Turn]]]) -> list[str]:
-    """Return one side's column: medians over the seeds, with their range."""
-    sides = [pair[name] for pair in pairs]
-    steps = sides[0][-1].step
-
-    def per_step(last: int) -> list[float]:
-        return [sum(turn.seconds for turn in side if turn.step <= last) / min(last, steps) for side in sides]
-
-    return [
-        spread(per_step(START)),
-        spread(per_step(steps)),
-        spread([value * steps for value in per_step(steps)], 1),
-        spread([seconds_until(side, GOAL) for side in sides], 1),
-        spread([100 * side[0].accuracy for side in sides], 1),
-        spread([100 * side[-1].accuracy for side in sides], 1),
-        spread([side[0].megabytes for side in sides], 0),
-        spread([side[-1].megabytes for side in sides], 0),
-    ]
+def seconds_of(turns: Sequence[Turn], begin: int, end: int) -> float:
+    """Return the seconds of the steps after `begin` up to `end`."""
+    return sum(turn.seconds for turn in turns if begin < turn.step <= end)
 
 
-def ratios(pairs: Sequence[dict[str, list[Turn]]]) -> list[str]:
-    """Return the last column: the peer's cost over ours; for seconds a step the median of all rounds, each a pair."""
-    rounds = [
-        (ours.step, theirs.seconds / ours.seconds)
-        for pair in pairs
-        for ours, theirs in zip(pair["align"][1:], pair["trl"][1:], strict=True)
-    ]
+def rows_of_table(pairs: Sequence[dict[str, list[Turn]]]) -> list[list[str]]:
+    """Return name, ours, the peer's, and the peer's over ours: medians over the seeds, with their range."""
+    steps = pairs[0]["align"][-1].step
+    rows = []
 
-    def over(value: Callable[[list[Turn]], float]) -> str:
-        return spread([value(pair["trl"]) / value(pair["align"]) for pair in pairs], 2)
+    def row(name: str, value: Callable[[Sequence[Turn]], float], digits: int, *, cost: bool = True) -> None:
+        sides = [[value(pair[side]) for pair in pairs] for side in SIDES]
+        ratios = [theirs / ours for ours, theirs in zip(*sides, strict=True)] if cost else []
+        rows.append([name, *(spread(side, digits) for side in sides), spread(ratios, 2) if cost else ""])
 
-    return [
-        spread([ratio for step, ratio in rounds if step <= START], 2),
-        spread([ratio for _, ratio in rounds], 2),
-        over(lambda side: sum(turn.seconds for turn in side)),
-        over(lambda side: seconds_until(side, GOAL)),
-        "",
-        "",
-        "",
-        over(lambda side: side[-1].megabytes),
-    ]
+    for begin, end in PARTS:
+        if end <= steps:
+            name = f"seconds a step, {begin + 1} to {end}"
+            row(name, lambda turns, b=begin, e=end: seconds_of(turns, b, e) / (e - b), 3)
+    row(f"seconds, all {steps} steps", lambda turns: seconds_of(turns, 0, steps), 1)
+    row(f"seconds until {GOAL:.0%} held-out", lambda turns: seconds_until(turns, GOAL), 1)
+    row("held-out before, %", lambda turns: 100 * turns[0].accuracy, 1, cost=False)
+    row("held-out after, %", lambda turns: 100 * turns[-1].accuracy, 1, cost=False)
+    row("memory before the first step, MB", lambda turns: turns[0].megabytes, 0)
+    row("peak memory, MB", lambda turns: turns[-1].megabytes, 0)
+    return rows
 
 
-NAMES = [
-    f"seconds a step, first {START} steps",
-    "seconds a step, all steps",
-    "seconds, all steps",
-    f"seconds until {GOAL:.0%} held-out",
-    "held-out accuracy before, %",
-    "held-out accuracy after, %",
-    "memory before the first step, MB",
-    "peak memory, MB",
-]
+def rounds_of_table(pairs: Sequence[dict[str, list[Turn]]]) -> list[list[str]]:
+    """Return, for each part of the run, the ratio of every round: one turn of each side, one after the other."""
+    rows = []
+    for begin, end in PARTS:
+        turns = [turn for pair in pairs for turn in zip(*(pair[side][1:] for side in SIDES), strict=True)]
+        ratios = [theirs.seconds / ours.seconds for ours, theirs in turns if begin < ours.step <= end]
+        if ratios:
+            rows.append([f"{begin + 1} to {end}", len(ratios), spread(ratios, 2)])
+    return rows
 
 
 def main() -> None:
@@ -349,9 +325,10 @@ def main() -> None:
         for name, turns in pair.items():
             curve = " ".join(f"{100 * turn.accuracy:.0f}" for turn in turns)
             print(f"seed {seed} {name}: {sum(t.seconds for t in turns):.1f} s, held-out % {curve}", flush=True)
-    columns = zip(NAMES, side_of_table("align", pairs), side_of_table("trl", pairs), ratios(pairs), strict=True)
-    print(f"\nmedian (range) of {seeds} seeds; of the rounds of {turn} steps for the first two ratios\n")
-    print(table(["", "align", "TRL", "TRL / align"], columns))
+    print(f"\nmedian (range) of {seeds} seeds\n")
+    print(table(["", "align", "TRL", "TRL / align"], rows_of_table(pairs)))
+    print(f"\nseconds of TRL / seconds of align, median (range) of the rounds of {turn} steps\n")
+    print(table(["steps", "rounds", "ratio"], rounds_of_table(pairs)))
 
 
 if __name__ == "__main__":

@@ -15,12 +15,11 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.alternate import machine, spread, table, use_one_thread
-from benchmarks.grpo_walk_vs_trl import Task, load, warm_up
+from benchmarks.grpo_walk_vs_trl import Task, load, warm_up_apart
 from recipes import walk
 
 PROMPTS, GROUP = 8, 8
@@ -105,9 +104,7 @@ def main() -> None:
     print(machine(("torch", "transformers")), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         task = Task(seed=0, steps=1, steps_per_turn=1, warm_up_steps=warm, weights=Path(folder) / "warm.pt")
-        warming = get_context("spawn").Process(target=warm_up, args=(task,))
-        warming.start()
-        warming.join()
+        warm_up_apart(task)
         model, tokenizer = load(task)
     cases = [
         (f"walk, at most {walk.LONGEST_COMPLETION}", model, walk.LONGEST_COMPLETION, 3 * effort),
