@@ -102,10 +102,12 @@ def errors_in_one_line() -> Iterator[None]:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
-        told = isinstance(error, ValueError) or type(error).__module__.startswith(("align.", "recipes."))
-        if not told or os.environ.get("ALIGN_TRACEBACK"):
+        ours = type(error).__module__.startswith(("align.", "recipes."))
+        if not (ours or isinstance(error, ValueError)) or os.environ.get("ALIGN_TRACEBACK"):
             raise
-        print(f"error: {error}\n(ALIGN_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
+        if error.__cause__ or not ours:  # what is ours says what was wrong where; of others this may not be enough
+            print("(ALIGN_TRACEBACK=1 shows where)", file=sys.stderr)
         sys.exit(2)
 
 

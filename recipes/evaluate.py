@@ -31,10 +31,12 @@ def train(options: EvalOptions, command: Sequence[str]) -> int:
     inputs.check_fit(model, prompts.ids, options.sampling.max_new_tokens)
     model = model.to(accelerator.device)
     if accelerator.is_main_process:
-        told = inputs.describe(
-            f"measuring on {options.data.data}", [len(ids) for ids in prompts.ids], prompts.dropped, "prompts"
+        lengths = [len(ids) for ids in prompts.ids]
+        print(inputs.describe(f"measuring on {options.data.data}", lengths, prompts.dropped, "prompts"))
+        print(
+            f"{options.model}: {sum(p.numel() for p in model.parameters()):,} parameters, on {accelerator.device}",
+            flush=True,
         )
-        print(f"{told}\n{options.model}: {inputs.count_parameters(model)}, on {accelerator.device}", flush=True)
     with accelerator.autocast():
         evaluation = evaluate(
             Sampler(model, tokenizer, options.sampling, eos_token_ids=eos_token_ids(model, tokenizer)),

@@ -41,11 +41,8 @@ def train(options: GRPOOptions, command: Sequence[str]) -> int:
 
     tokenizer = inputs.make_tokenizer(options.model.model, trust_remote_code=options.model.trust_remote_code)
     prompts = inputs.make_prompts(rows, options.data, tokenizer)
-    say(
-        inputs.describe(
-            f"learning from {options.data.data}", [len(ids) for ids in prompts.ids], prompts.dropped, "prompts"
-        )
-    )
+    lengths = [len(ids) for ids in prompts.ids]
+    say(inputs.describe(f"learning from {options.data.data}", lengths, prompts.dropped, "prompts"))
     held_out = None
     if held_out_options and held_out_rows:
         held_out = inputs.make_prompts(held_out_rows, held_out_options, tokenizer)

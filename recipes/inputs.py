@@ -162,4 +162,6 @@ def _told(model: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"--model {model}: cannot be loaded: {reason}") from error
+        folders = [entry.name for entry in Path.cwd().iterdir() if entry.is_dir()]
+        meant = "" if Path(model).exists() else nearest(model, folders)
+        raise ValueError(f"--model {model}: cannot be loaded: {reason}{meant}") from error
