@@ -95,6 +95,8 @@ def launched(program: str) -> list[str]:
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """Tell an error that a user can mend in one line and exit with 2; any other keeps its traceback."""
+    for category in (FutureWarning, DeprecationWarning):  # of libraries to each other
+        warnings.simplefilter("ignore", category)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         yield

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.aggregate import per_fixed_length, per_sequence, per_token
@@ -70,9 +72,18 @@ def train(options: GRPOOptions, command: Sequence[str]) -> int:
     if result.finished:
         save_result(model, tokenizer, result, options, accelerator)
         say(f"Model: {result.directory.final}")
-        measured = f"--data {(held_out_options or options.data).data} --reward {options.reward.rewards[0][0]}"
-        say(f"Measure it: align eval --model {result.directory.final} {measured}")
+        say(f"Measure it: {measuring(options, result.directory.final)}")
     return result.exit_code
+
+
+def measuring(options: GRPOOptions, model: Path) -> str:
+    """Return the command that measures a model as it was trained."""
+    data = held_out_of(options) or options.data
+    words = ["align", "eval", "--model", str(model), "--data", data.data]
+    words += ["--reward", *(name for names in options.reward.rewards for name in names)]
+    words += ["--max-new-tokens", str(options.grpo.sampling.max_new_tokens)]
+    words += ["--chat"] if data.chat else []
+    return shlex.join(words + (["--system", data.system] if data.system else []))
 
 
 def held_out_of(options: GRPOOptions) -> PromptOptions | None:
