@@ -23,7 +23,7 @@ HELD_OUT = -1
 class Evaluation:
     """What a policy does on held-out prompts.
 
-    metrics: mean of each reward by name, of the total as "reward", of the length in tokens, share "truncated".
+    metrics: named as in training: reward/mean, reward/<name>, completion/length, completion/truncated.
     errors: standard error of each mean: how far it may be off because other prompts might have been held out.
     examples: the completions of this process as plain values.
     """
@@ -64,10 +64,10 @@ def evaluate(
     rollouts = sampler.sample(prompts.select(numbers), group_size=samples, seed=seed, step=HELD_OUT, numbers=numbers)
     rollouts = score_rollouts(rollouts, rewards, on_error=on_error)
     columns = {
-        **rollouts.parts,
-        "reward": rollouts.rewards,
-        "length": rollouts.sequences.action_mask.sum(dim=1),
-        "truncated": ~rollouts.terminated,
+        "reward/mean": rollouts.rewards,
+        **{f"reward/{name}": part for name, part in rollouts.parts.items()},
+        "completion/length": rollouts.sequences.action_mask.sum(dim=1),
+        "completion/truncated": ~rollouts.terminated,
     }
     completions = torch.stack([column.double() for column in columns.values()])
     values = completions.unflatten(1, (-1, samples)).nanmean(dim=2)  # of each prompt, NaN where none applies

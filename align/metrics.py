@@ -22,7 +22,7 @@ METRICS: dict[str, str] = {
     "tokens/per_second": "completion tokens sampled and learned from, per second of the whole step",
     "time/step": "seconds of the step: sampling, rewards and update",
     "time/sample": "seconds of sampling and scoring",
-    "eval/<name>": "the same quantity on held-out data; eval/<reward> is that reward's mean over held-out prompts",
+    "eval/<name>": "the metric of that name on held-out data; eval/loss is the mean loss per token",
 }
 
 

@@ -24,6 +24,8 @@ from align.rows import nearest
 RewardFunction = Callable[..., list[float | None]]
 LARGEST = 3.0e38
 """Largest magnitude of a reward: what follows computes in float32."""
+METRIC_NAMES = frozenset({"mean", "std"})
+"""Taken by the metrics that stand beside the parts of the reward."""
 
 
 class RewardError(ValueError):
@@ -98,6 +100,8 @@ def check_rewards(rewards: Sequence[Reward | Callable[..., Any]], columns: Itera
         raise RewardError("no rewards: pass at least one")
     available = ["prompts", "completions", "completion_ids", *columns]
     for row, reward in enumerate(wrapped):
+        if reward.name in METRIC_NAMES:
+            raise RewardError(f"{reward.name!r} is the name of a metric: pass Reward(function, name=...)")
         if reward.name in (earlier.name for earlier in wrapped[:row]):
             raise RewardError(f"two rewards have the name {reward.name!r}: pass Reward(function, name=...)")
         reward.arguments(available)

@@ -13,10 +13,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import traceback
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Forks:
 
     def __init__(self, log: Path, *modules: str) -> None:
         self.log = log
+        self.running: int | None = None
         paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         self.server = subprocess.Popen(
             [sys.executable, "-m", "tests.forks", *modules], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -37,15 +39,21 @@ class Forks:
     def start(self, function: str, **arguments: Any) -> int:
         """Call `module:function` with keyword arguments in a child; return its pid."""
         assert self.server.stdin and self.server.stdout
+        if self.running:  # of a test that failed: its exit code must not be taken for the next child's
+            with suppress(ProcessLookupError):
+                os.kill(self.running, signal.SIGKILL)
+            self.wait()
         self.log.write_text("")
         self.server.stdin.write(json.dumps({"call": function, "with": arguments, "log": str(self.log)}) + "\n")
         self.server.stdin.flush()
-        return int(self.server.stdout.readline())
+        self.running = int(self.server.stdout.readline())
+        return self.running
 
     def wait(self) -> int:
         """Wait for the child; return its exit code, negative for a signal."""
         assert self.server.stdout
-        return int(self.server.stdout.readline())
+        code, self.running = int(self.server.stdout.readline()), None
+        return code
 
     def do(self, function: str, **arguments: Any) -> int:
         """Start a job and wait for it."""

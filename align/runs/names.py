@@ -39,10 +39,9 @@ LABELS: dict[str, Label] = {
 def label(name: str) -> Label:
     """Return the label of a metric; an unknown one is called by its own name."""
     if name.startswith("eval/"):
-        # An evaluation that repeats a metric of training is named after it: eval/reward/mean, eval/loss.
-        inner = name.removeprefix("eval/")
-        known = LABELS.get(inner)
-        return known._replace(words=f"held-out {known.words}") if known else Label(f"held-out {_words(inner)}")
+        # An evaluation is named after the metric of training that it repeats: eval/reward/mean, eval/loss.
+        inner = label(name.removeprefix("eval/"))
+        return inner._replace(words=f"held-out {inner.words}", unit=inner.unit.replace("of the rollout", "held out"))
     if name.startswith("reward/") and name not in LABELS:
         return Label(f"reward: {_words(name.removeprefix('reward/'))}", "mean of the rollout")
     return LABELS.get(name, Label(_words(name)))

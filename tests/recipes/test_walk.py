@@ -46,7 +46,7 @@ def test_a_small_run_leaves_a_report_a_model_and_its_numbers(whole):
         assert (whole / name).stat().st_size > 0
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(13))
-    assert {"eval/right_square", "eval/thinks"} <= set(lines[0]) & set(lines[-1])
+    assert {"eval/reward/right_square", "eval/reward/thinks"} <= set(lines[0]) & set(lines[-1])
     assert any((value != weights(whole / "warm-up")[name]).any() for name, value in weights(whole).items())
 
 

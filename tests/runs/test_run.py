@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from importlib import metadata
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def test_a_run_leaves_its_files_and_its_numbers(whole: Path) -> None:
     assert evaluated == [0, 5, 10, 12]
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["checkpoint-12", "checkpoint-9"]
     assert folder.config == {"seed": 0}
-    assert folder.environment["packages"]["torch"] == torch.__version__
+    assert folder.environment["packages"]["torch"] == metadata.version("torch")
     assert [event["kind"] for event in folder.read("events.jsonl") if event["kind"] != "evaluation"] == ["start", "end"]
     assert folder.report.read_text().startswith("<!doctype html>")
 

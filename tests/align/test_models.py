@@ -1,0 +1,131 @@
+"""Policies as they come and go: what is loaded, frozen, adapted and saved is the function that was meant."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from align.logprobs import Policy
+from align.models import add_lora, load_model, load_tokenizer, reference_of, save_model
+from tests.models import tiny_model
+from tests.tiny import tiny_tokenizer
+
+IDS = torch.tensor([[5, 9, 12, 7, 30], [8, 3, 3, 11, 6]])
+ALL = torch.ones_like(IDS, dtype=torch.bool)
+
+
+def logprobs(model) -> torch.Tensor:
+    return Policy(model)(IDS, ALL).logprobs.detach()
+
+
+def shaken(model):
+    """Move every trainable weight, adapters too."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    return model
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Write a model whose weights are bfloat16 and whose dropout is not 0, as hubs have them."""
+    tokenizer = tiny_tokenizer()
+    tiny_model("gpt2", resid_pdrop=0.3, vocab_size=len(tokenizer)).to(torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_bfloat16_folder_is_loaded_in_float32_without_dropout_and_ready_to_train(saved):
+    assert json.loads((saved / "config.json").read_text())["dtype"] == "bfloat16"
+    model = load_model(saved)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.training
+    assert_close(logprobs(model), logprobs(model), rtol=0, atol=0)
+
+
+def test_a_folder_that_is_not_there_or_holds_no_model_is_refused_without_asking_a_hub(tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        load_model(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_saved_model_is_the_same_function_when_it_is_loaded_again(saved, tmp_path, lora):
+    from transformers import pipeline
+
+    model = load_model(saved)
+    model = shaken(add_lora(model, rank=4) if lora else model)
+    save_model(model, load_tokenizer(saved), tmp_path / "final", card="# A card\n")
+    again = load_model(tmp_path / "final")
+    assert_close(logprobs(again), logprobs(model))
+    assert (tmp_path / "final" / "adapter_config.json").exists() == lora
+    assert (tmp_path / "final" / "README.md").read_text() == "# A card\n"
+    assert any(p.requires_grad for p in again.parameters())
+    generate = pipeline("text-generation", model=str(tmp_path / "final"))
+    assert generate("abc", max_new_tokens=3, do_sample=False)[0]["generated_text"].startswith("abc")
+
+
+def test_adapters_load_in_peft_as_they_were_saved(saved, tmp_path):
+    from peft import AutoPeftModelForCausalLM
+
+    model = shaken(add_lora(load_model(saved), rank=4))
+    save_model(model, load_tokenizer(saved), tmp_path / "final", card="")
+    again = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "final"), dtype=torch.float32)
+    assert_close(logprobs(again.eval()), logprobs(model))
+
+
+def test_lora_trains_only_its_adapters():
+    model = add_lora(tiny_model(), rank=4)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_reference_stays_the_policy_as_it_was_given(lora):
+    model = add_lora(tiny_model(), rank=4) if lora else tiny_model()
+    model.get_base_model().resize_token_embeddings(70) if lora else model.resize_token_embeddings(70)
+    policy = Policy(model, temperature=0.7)
+    before = policy(IDS, ALL).logprobs.detach()
+    reference = reference_of(policy)
+    shaken(model)
+    got = reference(IDS, ALL)
+    assert not got.requires_grad
+    assert_close(got, before, rtol=0, atol=0)
+    assert (policy(IDS, ALL).logprobs - before).abs().max() > 0.01
+
+
+def test_fresh_adapters_need_no_copy_and_trained_ones_do(monkeypatch):
+    copied, deepcopy = [], copy.deepcopy
+
+    def noted(thing, *memo):
+        copied.extend([thing] if isinstance(thing, Policy) else [])
+        return deepcopy(thing, *memo)
+
+    monkeypatch.setattr("copy.deepcopy", noted)
+    reference_of(Policy(add_lora(tiny_model(), rank=4)))
+    assert not copied
+    trained = Policy(shaken(add_lora(tiny_model(), rank=4)))
+    before = trained(IDS, ALL).logprobs.detach()
+    reference = reference_of(trained)
+    assert copied
+    shaken(trained.model)
+    assert_close(reference(IDS, ALL), before, rtol=0, atol=0)
+
+
+def test_after_the_reference_was_asked_the_adapters_are_on_and_trainable():
+    policy = Policy(add_lora(tiny_model(), rank=4))
+    reference = reference_of(policy)
+    shaken(policy.model)
+    before = policy(IDS, ALL).logprobs.detach()
+    reference(IDS, ALL)
+    after = policy(IDS, ALL).logprobs
+    assert_close(after.detach(), before, rtol=0, atol=0)
+    after.sum().backward()
+    assert all(p.grad is not None for p in policy.parameters() if p.requires_grad)
