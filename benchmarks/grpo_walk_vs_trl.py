@@ -142,7 +142,7 @@ class Turns:
         from align.rewards import Reward
 
         # The same sampler and random numbers for both sides; it leaves torch's own generator alone.
-        return evaluate(self.sampler, self.held_out, [Reward(reward)], seed=self.task.seed).metrics["reward"]
+        return evaluate(self.sampler, self.held_out, [Reward(reward)], seed=self.task.seed).metrics["reward/mean"]
 
 
 def train_align(pipe: Connection, task: Task) -> None:

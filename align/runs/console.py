@@ -150,8 +150,9 @@ class Display:
         return told
 
     def _told(self, evaluation: Metrics) -> Text:
-        told = [f"{label(name).words} {number(name, value)}" for name, value in evaluation.items()]
-        return Text(self._plain("  ".join(told)))
+        words = {name: label(name.removeprefix("eval/")).words.removeprefix("reward: ") for name in evaluation}
+        told = [f"{words[name]} {number(name, value)}" for name, value in evaluation.items()]
+        return Text(self._plain(f"held out: {', '.join(told)}"))
 
     def _time_left(self) -> str:
         if self._began is None or self._step >= self.total_steps:

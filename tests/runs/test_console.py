@@ -64,7 +64,7 @@ def test_off_a_terminal_a_step_is_one_short_line() -> None:
         "step 3/10  reward 0.512 ±0.3  kl 0.0123  entropy 0.84  length 15.2  cut 2%  silent 31%  "
         "loss -0.0012  4,123 tok/s"
     )
-    assert file.getvalue().endswith("held-out accuracy 0.25\n")
+    assert file.getvalue().endswith("held out: accuracy 0.25\n")
 
 
 def test_lines_come_every_so_many_steps_and_always_at_the_end() -> None:
