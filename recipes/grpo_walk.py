@@ -25,7 +25,7 @@ from align.rewards import Reward
 from align.sampler import Sampler
 from align.sft import SFT
 from recipes import walk
-from recipes.common import RunOptions, execute, make_accelerator, recipe, save_result
+from recipes.common import RunOptions, execute, make_accelerator, recipe, save_result, tell
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,6 +70,8 @@ def train(options: Options, command: Sequence[str]) -> int:
     if not warm.exists() and (code := warm_up(options, directory / "warm-up", command, accelerator)):
         return code
     algorithm, held_out = build(options, warm, accelerator)
+    if not options.control:
+        tell("GRPO: the right square earns 1, everything else 0.", options.run, accelerator)
 
     def measure(prompts: Prompts = held_out) -> Evaluation:
         return evaluate(algorithm.sampler, prompts, algorithm.rewards, seed=options.grpo.seed, accelerator=accelerator)
@@ -96,6 +98,7 @@ def train(options: Options, command: Sequence[str]) -> int:
 def warm_up(options: Options, directory: Path, command: Sequence[str], accelerator: Accelerator) -> int:
     """Teach a new model the form of an answer by demonstrations, and save it; return an exit code."""
     model, tokenizer = walk.walk_model(seed=options.grpo.seed), walk.walk_tokenizer()
+    tell(f"Warm-up: {options.sft_steps} supervised steps; 40 % of the walks shown think.", options.run, accelerator)
     sft = supervised(options, Policy(model), tokenizer, options.sft_steps, accelerator)
     # Too short to be worth measuring or resuming half-way: what counts is its model.
     run = replace(options.run, directory=directory, evaluate_every=0, save_every=max(1, options.sft_steps))

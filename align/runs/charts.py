@@ -77,8 +77,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-12):
-        margin = abs(low) / 2 or 0.5  # a constant is drawn in the middle
-        low, high = low - margin, high + margin
+        low, high = low - abs(low) / 2, high + abs(high) / 2 or 1.0  # a constant is drawn in the middle, but 0 below
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)

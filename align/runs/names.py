@@ -29,6 +29,8 @@ LABELS: dict[str, Label] = {
     "optim/learning_rate": Label("learning rate", "", ".2e"),
     "optim/loss": Label("loss", ""),
     "tokens/per_second": Label("speed", "tokens per second", ",.0f"),
+    "tokens/generated": Label("tokens sampled", "in the step", ",.0f"),
+    "tokens/trained": Label("tokens learned from", "in the step", ",.0f"),
     "tokens/total": Label("tokens", "since the start", ",.0f"),
     "time/step": Label("time of a step", "seconds", ".2f"),
     "time/sample": Label("time of sampling", "seconds", ".2f"),
