@@ -118,7 +118,7 @@ def finished(path: Path) -> RunDirectory:
     from align.runs import RunDirectory, RunError
 
     run = RunDirectory(path)
-    if run.holds_a_run:
+    if run.read("events.jsonl"):
         return run
     runs = sorted(str(config.parent) for config in Path("runs").glob("*/config.json"))
     newest = f"; the newest is {runs[-1]}" if runs else ""

@@ -1,0 +1,154 @@
+"""What `align` says: help at once, errors in one line with the way out, what a run and a model are worth."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.recipes.conftest import Align, environment
+
+HEAVY = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy")
+SECONDS = 1.5
+GRPO = ("grpo", "--model", "model", "--data", "prompts.jsonl", "--reward", "exact_answer", "--max-new-tokens", 4)
+SHORT = (*GRPO, "--prompts-per-step", 2, "--group-size", 2)
+
+
+def python(code: str, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", code]
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=environment(**more), cwd=cwd)
+
+
+@pytest.mark.parametrize("arguments", [[], ["grpo"], ["sft"], ["eval"], ["doctor"]], ids=" ".join)
+def test_help_answers_at_once_and_loads_nothing_heavy(arguments: list[str]):
+    code = (
+        f"import sys\nfrom recipes.cli import main\ntry:\n    main({[*arguments, '--help']})\nexcept SystemExit: pass\n"
+        f"print('loaded', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    started = time.monotonic()
+    told = python(code)
+    assert time.monotonic() - started < 4 * SECONDS  # generous, for a machine that does other things too
+    assert told.stdout.endswith("loaded []\n") and "usage: align" in told.stdout, told.stderr
+
+
+def test_help_groups_options_and_shows_defaults_those_of_the_loss_among_them(align: Align):
+    told = align("grpo", "--loss", "gspo", "--help")
+    assert "model options" in told and "grpo.optimizer options" in told
+    assert re.search(r"--learning-rate FLOAT\s.*?\(default: 1e-06\)", told, re.DOTALL)
+    assert re.search(r"--clip-low FLOAT\s.*?\(default: 0.0003\)", told, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (("gpro",), "did you mean 'grpo'"),
+        ((*GRPO, "--learning-rte", 1), "--learning-rate"),
+        ((*GRPO, "--group-size", 1), "Raise group_size"),
+        (("grpo", "--model", "model", "--data", "prompts.jsonl"), "--reward exact_answer"),
+        ((*GRPO, "--reward", "exact_anser"), "did you mean 'exact_answer'"),
+        ((*GRPO, "--reward", "rules.py:leters"), "did you mean 'letters'"),
+        ((*GRPO, "--reward", "broken.py:f"), "broken.py: cannot be loaded (SyntaxError"),
+        ((*GRPO, "--reward", "rules.py:letters=much"), "expected a number"),
+        ((*GRPO, "--data", "pairs.jsonl"), "pairs.jsonl: reward 'exact_answer' asks for 'answer'"),
+        ((*GRPO, "--data", "prompt.jsonl"), "did you mean 'prompts.jsonl'"),
+        ((*GRPO, "--model", "./modle"), "did you mean 'model'"),
+        ((*GRPO, "--model", "here/model"), "here/model"),
+        ((*GRPO, "--max-new-tokens", 1000), "lower --max-new-tokens"),
+        ((*GRPO, "--max-prompt-tokens", 2), "prompts.jsonl:1: prompt: "),
+        ((*GRPO, "--model", "lora", "--lora-rank", 4), "leave out --lora-rank"),
+        (("doctor", "model"), "no run is here"),
+        (("report",), "expects the directory of a run"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_a_mistake_ends_in_words_with_the_way_out(align: Align, place: Path, arguments, advice):
+    (place / "broken.py").write_text("def f(:\n")
+    if "lora" in arguments and not (place / "lora").exists():
+        align(*SHORT, "--steps", 1, "--lora-rank", 2, "--directory", "lora-run")
+        (place / "lora-run" / "final").rename(place / "lora")
+    assert advice in align(*arguments, code=2)
+
+
+def test_bad_data_is_named_by_file_row_and_column_before_any_model_is_looked_for(align: Align, place: Path):
+    rows = ['{"prompt": "1+1=", "answer": "2"}', '{"prompt": 5, "answer": "2"}', '{"prompt": "x"}', "{"]
+    (place / "bad.jsonl").write_text("\n".join(rows))
+    for option in ("--data", "--eval-data"):
+        told = align(*GRPO, option, "bad.jsonl", "--model", "./nowhere", code=2)
+        assert "bad.jsonl:4: column 2: invalid JSON" in told and "nowhere" not in told
+    (place / "bad.jsonl").write_text("\n".join(rows[:3]))
+    told = align(*GRPO, "--data", "bad.jsonl", "--model", "./nowhere", code=2)
+    assert "bad.jsonl:2: prompt: expected a string" in told and "bad.jsonl:3: answer: missing" in told
+    assert "nowhere" not in told
+    told = align("sft", "--data", "bad.jsonl", "--model", "./nowhere", code=2)
+    assert "bad.jsonl" in told and "nowhere" not in told
+
+
+def test_prompts_that_are_too_long_can_be_dropped_and_are_counted(align: Align, place: Path, tmp_path: Path):
+    rows = [{"prompt": text, "answer": "2"} for text in ("1+1=", "2", "what is one and one?")]
+    (place / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    limits = ("--data", "long.jsonl", "--max-prompt-tokens", 8, "--too-long", "drop")
+    told = align(*SHORT, *limits, "--steps", 1, "--directory", tmp_path / "run")
+    assert "long.jsonl: 2 prompts of 2 to 5 tokens; 1 that were too long are left out" in told
+
+
+def test_a_directory_is_neither_overwritten_nor_resumed_with_other_options_or_data(
+    align: Align, place: Path, tmp_path: Path
+):
+    (place / "own.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}')
+    arguments = (*SHORT, "--data", "own.jsonl", "--steps", 1, "--directory", tmp_path / "run")
+    align(*arguments)
+    assert "already holds a run: go on with it (--resume)" in align(*arguments, code=2)
+    told = align(*arguments, "--resume", "--temperature", 2, code=2)
+    assert "grpo.sampling.temperature: 1.0 -> 2.0" in told
+    (place / "own.jsonl").write_text('{"prompt": "1+2=", "answer": "3"}')
+    assert "fingerprint.data" in align(*arguments, "--resume", code=2)
+
+
+def test_what_the_model_would_do_to_sampling_is_said_and_not_followed(align: Align, place: Path, tmp_path: Path):
+    shutil.copytree(place / "model", place / "habits")
+    settings = place / "habits" / "generation_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "do_sample": True, "top_k": 1, "top_p": 0.5}))
+    for name in ("model", "habits"):
+        told = align(*SHORT, "--model", name, "--steps", 2, "--directory", tmp_path / name)
+        assert ("generation config: top_k 1, top_p 0.5" in told) == (name == "habits")
+    one, other = [(tmp_path / name / "completions.jsonl").read_text() for name in ("model", "habits")]
+    assert one == other
+
+
+def test_eval_prints_means_with_errors_and_writes_completions(align: Align, place: Path):
+    rewards = ("--reward", "exact_answer", "--reward", "rules.py:letters")
+    data = ("--data", "few.jsonl", "--samples", 3, "--max-new-tokens", 6)
+    told = align("eval", "--model", "model", *data, *rewards, "--output", "out.jsonl")
+    lines = [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()]
+    assert len(lines) == 60 and lines[0]["prompt"] == lines[2]["prompt"]
+    by_prompt = [sum(line["parts"]["letters"] for line in lines[i : i + 3]) / 3 for i in range(0, 60, 3)]
+    mean = sum(by_prompt) / 20
+    error = (sum((value - mean) ** 2 for value in by_prompt) / 19 / 20) ** 0.5
+    assert re.search(rf"letters\s+│\s+{mean:.4g}\s+│\s+{error:.4g}\s", told), told
+    assert "over 20 prompts, 3 completions each" in told
+
+
+def test_report_doctor_and_env_tell_of_a_run_and_of_the_machine(align: Align, tmp_path: Path):
+    run = tmp_path / "run"
+    align(*SHORT, "--steps", 25, "--directory", run, "--quiet")
+    (run / "report.html").unlink()
+    assert align("report", run).strip() == str(run / "report.html") and (run / "report.html").exists()
+    told = align("doctor", run)
+    assert "got the same reward" in told and "raise group_size" in told and "findings over 25 steps" in told
+    told = align("env")
+    assert "align-rl" in told and "transformers" in told and "cpus" in told and str(run) not in told
+
+
+def test_another_package_named_align_is_noticed_and_named(tmp_path: Path):
+    (tmp_path / "align").mkdir()
+    (tmp_path / "align" / "__init__.py").write_text("")
+    path = f"{tmp_path}:{environment()['PYTHONPATH']}"
+    told = python("from recipes.cli import main; main(['grpo'])", tmp_path, PYTHONPATH=path)
+    assert told.returncode == 2 and told.stderr.count("\n") == 1
+    assert str(tmp_path) in told.stderr and "pip uninstall align" in told.stderr

@@ -1,0 +1,154 @@
+"""`align sft` and `align grpo` on a user's own model: they learn, resume exactly, and save what others load."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.recipes.conftest import Align, environment
+
+QUICK = ("--max-new-tokens", 6, "--prompts-per-step", 4, "--group-size", 4, "--learning-rate", 1e-3)
+GRPO = (
+    "grpo",
+    "--model",
+    "model",
+    "--data",
+    "prompts.jsonl",
+    "--reward",
+    "exact_answer",
+    "rules.py:letters=0.5",
+    *QUICK,
+)
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    (file,) = (run / "final").glob("*.safetensors")
+    return load_file(file)
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("time/") and k != "tokens/per_second"} for line in lines]
+
+
+def same(one: Path, other: Path) -> None:
+    first, second = weights_of(one), weights_of(other)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert metrics_of(one) == metrics_of(other)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("--lora-rank", 4, "--kl-coef", 0.1),
+        ("--updates-per-rollout", 2, "--eval-data", "few.jsonl", "--evaluate-every", 2),
+    ],
+    ids=["all weights", "lora", "rollouts used twice, evaluated"],
+)
+def test_a_run_killed_at_any_instant_resumes_to_the_weights_of_one_that_was_not(align: Align, tmp_path: Path, more):
+    arguments = (*GRPO, "--steps", 20, "--save-every", 1, *more)
+    align(*arguments, "--directory", tmp_path / "whole")
+    killed = tmp_path / "killed"
+    for _ in range(2):
+        again = ("--resume",) if killed.exists() else ()
+        pid = align.start(*arguments, "--directory", killed, *again)
+        deadline = time.monotonic() + 60
+        had = set(killed.glob("checkpoints/checkpoint-*"))
+        while not set(killed.glob("checkpoints/checkpoint-*")) - had and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(random.random() * 0.05)
+        os.kill(pid, signal.SIGKILL)
+        assert align.wait() == -signal.SIGKILL, align.said
+    assert "Finished after 20 steps" in align(*arguments, "--directory", killed, "--resume")
+    same(tmp_path / "whole", killed)
+
+
+def test_what_grpo_saves_is_loaded_by_pipeline_and_peft(align: Align, tmp_path: Path):
+    from peft import AutoPeftModelForCausalLM
+    from transformers import pipeline
+
+    align(*GRPO, "--steps", 1, "--directory", tmp_path / "full")
+    align(*GRPO, "--steps", 1, "--directory", tmp_path / "lora", "--lora-rank", 4)
+    whole = pipeline("text-generation", model=str(tmp_path / "full" / "final"))
+    (told,) = whole([{"role": "user", "content": "1+1="}], max_new_tokens=4)
+    assert told["generated_text"][-1]["role"] == "assistant"
+    adapted = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "lora" / "final")  # from any working directory
+    assert adapted.generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=2).shape[0] == 1
+
+
+@pytest.mark.parametrize("data", ["pairs", "chats"])
+def test_sft_learns_and_grpo_goes_on_from_its_model(align: Align, place: Path, tmp_path: Path, data: str):
+    arguments = ("--model", "model", "--data", f"{data}.jsonl", "--eval-data", f"{data}.jsonl", "--learning-rate", 1e-2)
+    told = align("sft", *arguments, "--steps", 20, "--directory", tmp_path / "sft")
+    losses = [line["eval/loss"] for line in metrics_of(tmp_path / "sft") if "eval/loss" in line]
+    assert losses[-1] < losses[0] / 2
+    final = tmp_path / "sft" / "final"
+    assert f"align grpo --model {final}" in told
+    chat = ["--chat"] if data == "chats" else []
+    told = align("grpo", "--model", final, *GRPO[3:], *chat, "--steps", 1, "--directory", tmp_path / "grpo")
+    assert ("note: the prompts are plain text" in told) == (data == "pairs")
+    assert f"align eval --model {tmp_path / 'grpo' / 'final'}" in told
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dapo", "dr-grpo", "gspo", "cispo"])
+def test_every_loss_takes_two_updates_of_a_rollout(align: Align, tmp_path: Path, loss: str):
+    run = tmp_path / loss
+    align(*GRPO, "--loss", loss, "--steps", 2, "--updates-per-rollout", 2, "--directory", run, "--quiet")
+    assert all(line["optim/grad_norm"] > 0 for line in metrics_of(run))
+
+
+def test_a_loss_brings_the_clip_bounds_of_its_paper_and_given_ones_hold(align: Align, tmp_path: Path):
+    align(*GRPO, "--loss=gspo", "--clip-high", 1e-3, "--steps", 1, "--directory", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["grpo"]
+    assert (config["clip_low"], config["clip_high"]) == (3e-4, 1e-3)
+    assert "leave out --clip-low" in align(*GRPO, "--loss", "cispo", "--clip-low", 0.2, code=2)
+
+
+def test_the_kl_to_the_start_is_measured_with_and_without_adapters(align: Align, tmp_path: Path):
+    for name, more in {"full": (), "lora": ("--lora-rank", 4)}.items():
+        align(*GRPO, *more, "--kl-coef", 0.1, "--steps", 2, "--directory", tmp_path / name)
+        first, second = [line["kl/reference"] for line in metrics_of(tmp_path / name)]
+        assert first == pytest.approx(0, abs=1e-6) and second > 1e-9
+
+
+def test_sigterm_saves_says_how_to_go_on_and_exits_with_143(align: Align, tmp_path: Path):
+    run = tmp_path / "run"
+    pid = align.start(*GRPO, "--steps", 1000, "--directory", run)
+    while not (run / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGTERM)
+    assert align.wait() == 143
+    assert f"Go on with: align {' '.join(map(str, GRPO))}" in align.said and "--resume" in align.said
+
+
+def test_the_console_script_runs_and_two_processes_take_the_step_of_one(align: Align, place: Path, tmp_path: Path):
+    arguments = [*map(str, GRPO), "--steps", "2", "--directory"]
+    alone = subprocess.run(
+        [sys.executable, "-m", "align", *arguments, str(tmp_path / "one")],
+        cwd=place, env=environment(), capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert alone.returncode == 0 and alone.stderr == "", alone.stderr
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = subprocess.run(
+        [*launcher, "-m", "align", *arguments, str(tmp_path / "two")],
+        cwd=place, env=environment(), capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("step 1/2") == 1, "one process prints"
+    told = json.loads((tmp_path / "two" / "environment.json").read_text())["command"]
+    assert told.startswith("torchrun --nproc-per-node 2 -m align grpo"), "a world of two, not two of one"
+    one, both = metrics_of(tmp_path / "one")[0], metrics_of(tmp_path / "two")[0]
+    assert one.keys() == both.keys()
+    for name in one:
+        assert both[name] == pytest.approx(one[name], rel=1e-4, abs=1e-4), name
