@@ -1,4 +1,4 @@
-"""Losses of preference pairs: pure functions of the log-probabilities of whole completions, one value a pair.
+"""Losses of preference pairs: pure functions of the log-probabilities of whole completions [B], one value a pair [B].
 
 Which log-probability, and what is compared, differs:
 
@@ -36,9 +36,6 @@ def bradley_terry_loss(
     Args:
         chosen_scores, rejected_scores: of whole completions, from a reward model. [B]
         margin: by how much the scores of a pair should differ; more, for instance, where annotators were sure. [B]
-
-    Returns:
-        The loss of each pair. [B]
 
     Raises:
         ValueError: if the shapes differ.
@@ -108,9 +105,6 @@ def logistic_loss(margins: Tensor, *, beta: float = 0.1, label_smoothing: float 
         margins: as `dpo_margins` gives them. [B]
         beta: weight of the KL to the reference, above 0: the smaller, the further the policy may go.
         label_smoothing: s, how likely a pair is thought to be labelled the wrong way round.
-
-    Returns:
-        The loss of each pair. [B]
     """
     return -(1 - label_smoothing) * F.logsigmoid(beta * margins) - label_smoothing * F.logsigmoid(-beta * margins)
 
@@ -224,9 +218,6 @@ def kto_loss(
         reference_point: an estimate of KL(policy || reference), such as the mean log-ratio of completions under other
             rows' prompts. One for all rows of the optimizer step, hence given; it passes no gradient on.
         desirable_weight, undesirable_weight: make up for unequal numbers of the two labels.
-
-    Returns:
-        The loss of each completion. [B]
 
     Raises:
         ValueError: if the shapes differ, or reference_point is not a scalar.

@@ -128,8 +128,9 @@ def test_the_robust_loss_follows_its_paper():
 
 
 def test_the_hinge_loss_follows_its_papers():
-    assert_close(hinge_loss(MARGINS, beta=0.5), float64([max(0.0, 1 - 0.5 * m) for m in MARGINS.tolist()]))
-    assert (hinge_loss(MARGINS, beta=0.5) == 0).any() and (hinge_loss(MARGINS, beta=0.5) > 1).any()
+    actual = hinge_loss(MARGINS, beta=3.0)
+    assert_close(actual, float64([max(0.0, 1 - 3 * m) for m in MARGINS.tolist()]))
+    assert (actual == 0).any() and (actual > 1).any()
     # SLiC: max(0, delta - log p(chosen) + log p(rejected))
     delta, none = 3.0, torch.zeros_like(CHOSEN)
     expected = [max(0.0, delta - c + r) for c, r in zip(CHOSEN.tolist(), REJECTED.tolist(), strict=True)]
@@ -329,17 +330,14 @@ def test_zeros_in_place_of_a_reference_compare_the_policy_with_itself_alone():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @every_loss
 def test_extreme_inputs_give_finite_values_and_gradients(loss, inputs, dtype):
-    # Log-probabilities of 0 and -1e4, margins of +-1e4 in both orders.
-    values = [torch.tensor(x, dtype=dtype) for x in ([0.0, -1e4, 0.0, -1e4, -1e-7], [-1e4, 0.0, 0.0, -1e4, -1e4])]
-    if len(inputs) == 1 or not inputs[1].is_floating_point():
-        values = [values[0] - values[1]]
-    given = [x.clone().requires_grad_() for x in (*values, *(-x for x in values))[: len(inputs)]]
-    given += [x for x in inputs[len(given) :]]
-    if not inputs[-1].is_floating_point():
-        given[-1] = inputs[-1]
-    result = loss(*given)
+    high, low = (torch.tensor(x, dtype=dtype) for x in ([0.0, -1e4, 0.0, -1e4, -1e-7], [-1e4, 0.0, 0.0, -1e4, -1e4]))
+    floats = [x for x in inputs if x.is_floating_point()]
+    # One alone is a margin or a log-ratio: 1e4, -1e4 and 0.
+    extremes = [high - low] if len(floats) == 1 else [high, low, low, high][: len(floats)]
+    given = [x.clone().requires_grad_() for x in extremes]
+    result = loss(*given, *inputs[len(given) :])
     assert result.dtype == dtype and result.isfinite().all()
-    for grad in torch.autograd.grad(result.sum(), [x for x in given if x.requires_grad]):
+    for grad in torch.autograd.grad(result.sum(), given):
         assert grad.isfinite().all()
 
 
@@ -367,10 +365,16 @@ def test_a_probability_above_one_gives_nan_not_a_loss():
     assert orpo_loss(float64([0.1]), float64([-1.0])).isnan().all()
 
 
-def test_weights_and_reference_points_keep_the_precision_of_the_log_ratios():
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+def test_the_numbers_given_to_kto_take_the_precision_of_the_log_ratios():
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
         loss = kto_loss(MARGINS.to(dtype), LABELS, 0.1, desirable_weight=1.3, undesirable_weight=0.7)
         assert loss.dtype == dtype
+    expected = [
+        1.3 * sigmoid(0.1 * (0.1 - m)) if label else 0.7 * sigmoid(0.1 * (m - 0.1))
+        for m, label in zip(MARGINS.tolist(), LABELS.tolist(), strict=True)
+    ]
+    # Tighter than the default, which would let numbers rounded to float32 pass.
+    assert_close(loss, float64(expected), atol=0, rtol=1e-12)
 
 
 # Refusals
