@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,7 +18,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly from near 0."""
     final_fraction: float = 0.0
-    """Fraction of the peak learning rate that is left at the last step."""
+    """Fraction of the peak that the schedule has come down to when the last step is over."""
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW."""
     max_grad_norm: float = 1.0
@@ -26,14 +27,18 @@ class OptimizerConfig:
     """Tokens of one forward and backward pass, padding included: bounds memory, never changes the gradient."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if self.max_grad_norm <= 0:
+        if not self.max_grad_norm > 0:
             raise ValueError(
                 f"max_grad_norm must be above 0, got {self.max_grad_norm}: use a large value to switch clipping off"
             )
         if self.tokens_per_micro_batch < 1:
             raise ValueError(f"tokens_per_micro_batch must be at least 1, got {self.tokens_per_micro_batch}")
+        if self.warmup_steps < 0 or not self.weight_decay >= 0:
+            raise ValueError(
+                f"warmup_steps and weight_decay must not be negative, got {self.warmup_steps} and {self.weight_decay}"
+            )
         if not 0 <= self.final_fraction <= 1:
             raise ValueError(f"final_fraction must lie in [0, 1], got {self.final_fraction}")
 
@@ -47,12 +52,12 @@ class SamplingConfig:
     temperature: float = 1.0
     """Divides the logits, in sampling and in every log-probability of the run."""
     tokens_per_batch: int = 65_536
-    """Prompt and completion tokens held in the cache at once: bounds memory, never changes a completion."""
+    """Tokens in the cache at once, though a group stays whole: bounds memory, never changes a completion."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(
                 f"temperature must be above 0, got {self.temperature}: for greedy answers use a small one, such as 0.01"
             )
@@ -115,6 +120,6 @@ class GRPOConfig:
         for name in ("steps", "prompts_per_step", "updates_per_rollout"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("clip_low", "clip_high", "kl_coef", "max_redraws"):
-            if getattr(self, name) < 0:
+        for name in ("clip_low", "clip_high", "kl_coef", "max_redraws", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

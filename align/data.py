@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from align.batch import Message, Prompts, Sequences
 from align.checks import Text, check_columns, check_same_kind, example_of, form_of, prompt_of, usual_columns
@@ -229,7 +229,8 @@ def tokenize_examples(
 
 
 def eos_token_ids(model_or_generation_config: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return every id that ends a completion: the generation config's, the model config's and the tokenizer's.
+    """Return every id that ends a completion: the generation config's, the model config's, the tokenizer's, and the
+    one with which the chat template ends an assistant's turn.
 
     Chat models end a turn with one id and a document with another; a sampler that knows only one runs past the end.
     """
@@ -239,9 +240,25 @@ def eos_token_ids(model_or_generation_config: Any, tokenizer: PreTrainedTokenize
     for source in (generation, config, getattr(config, "text_config", None), tokenizer):
         ids = getattr(source, "eos_token_id", None)
         found |= {ids} if isinstance(ids, int) else set(ids or ())
+    found |= _end_of_turn(tokenizer)
     if not found:
         raise ValueError("neither model nor tokenizer names an EOS id: set tokenizer.eos_token, or no completion ends")
     return sorted(found)
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the special token that follows an assistant's words in the chat template, if there is one."""
+    if not tokenizer.chat_template:
+        return set()
+    words = "the words of an answer"
+    turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": words}]
+    try:
+        rendered = _render(tokenizer, turns, generation=False)
+    except Fault:  # a template for conversations of another kind: it says nothing of this one's end
+        return set()
+    ids = _encode(tokenizer, rendered.rpartition(words)[2].strip(), special=False)
+    added: dict[str, int] = cast(Any, tokenizer).get_added_vocab()
+    return set(ids[:1]) & {*tokenizer.all_special_ids, *added.values()}
 
 
 def _conversation(prompt: Text, chat: bool, system: str | None) -> Text:

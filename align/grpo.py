@@ -7,6 +7,7 @@ named: others are in `align.surrogates`, averages in `align.aggregate`. k3 witho
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from align.aggregate import Average, per_token
 from align.batch import Prompts, Rollouts, rows_at
 from align.config import GRPOConfig
+from align.models import Reference, disable_dropout
 from align.rewards import Reward, check_rewards, score_rollouts
 from align.sampler import Sampler
 from align.training import Trainer
@@ -28,8 +30,6 @@ from classic_rl.masked import check_same_shape
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from align.models import Reference
 
 
 def centre_by_group(rewards: Tensor, group_size: int) -> Tensor:
@@ -203,6 +203,13 @@ class GRPO:
                 f"prompts_per_step is {config.prompts_per_step}, fewer than the {accelerator.num_processes} processes: "
                 "raise it, because a group stays in one process"
             )
+        temperatures = [getattr(policy, "temperature", 1.0), sampler.config.temperature, config.sampling.temperature]
+        if len(set(temperatures)) > 1:
+            raise ValueError(
+                f"the policy, the sampler and the config have the temperatures {temperatures}: give all three the "
+                "same, or another distribution is trained than is sampled"
+            )
+        disable_dropout(policy)
         self.config, self.sampler, self.prompts = config, sampler, prompts
         self.rewards = check_rewards(rewards, prompts.columns)
         self.accelerator = accelerator
@@ -283,20 +290,19 @@ class GRPO:
         # Where the advantage is the only source of gradient, a row without one is not forwarded; its tokens count.
         learning = (advantages != 0) | (self.reference is not None)
         kept = (learning & action_mask.any(dim=1)).nonzero()[:, 0]
+        sequences = replace(rollouts.sequences, action_mask=action_mask).select(kept)
+        advantages, sampler_logprobs = advantages[kept], rollouts.logprobs[kept]
 
-        def loss_of(logprobs: Tensor, micro_batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            rows = kept[micro_batch]
-            batch = replace(rollouts.sequences, action_mask=action_mask).select(rows).to(logprobs.device)
-            mask, width = batch.action_mask, logprobs.shape[1]
-            sampler_logprobs = rollouts.logprobs[rows, :width].to(logprobs.device)
+        def loss_of(logprobs: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            batch, device = sequences.select(rows).to(logprobs.device), logprobs.device
+            mask, sampled = batch.action_mask, sampler_logprobs[rows, : logprobs.shape[1]].to(device)
             # The weights that sampled are still the policy's in the first update: the ratio is 1 without rounding.
-            old_logprobs = logprobs.detach() if self.update == 0 else sampler_logprobs
-            row_advantages = advantages[rows].to(logprobs.device)
-            loss = self.surrogate(logprobs, old_logprobs, row_advantages, mask)
+            old_logprobs = logprobs.detach() if self.update == 0 else sampled
+            loss = self.surrogate(logprobs, old_logprobs, advantages[rows].to(device), mask)
             # Whatever the surrogate clips, a ratio a token or one a sequence, is what gives no gradient any more.
             (gradient,) = torch.autograd.grad(loss.sum(), logprobs, retain_graph=True)
-            clipped = (gradient == 0) & mask & (row_advantages != 0)[:, None]
-            gap = (logprobs.detach() - sampler_logprobs).abs()[mask].sum()
+            clipped = (gradient == 0) & mask & (advantages[rows].to(device) != 0)[:, None]
+            gap = (logprobs.detach() - sampled).abs()[mask].sum()
             sums = {"tokens": mask.sum(), "clipped": clipped.sum(), "gap": gap}
             if self.reference is not None:
                 with self.accelerator.autocast():
@@ -305,7 +311,6 @@ class GRPO:
                 sums["kl"] = kl_k3(logprobs.detach(), ref_logprobs)[mask].sum()
             return self.average.mean(loss, mask, denominator=denominator), sums
 
-        sequences = replace(rollouts.sequences, action_mask=action_mask).select(kept)
         sums = self.trainer.step(sequences, loss_of, step=self.step)
         tokens = max(sums.get("tokens", 0.0), 1.0)
         metrics = {f"optim/{name}": sums[name] for name in ("loss", "grad_norm", "learning_rate")}
@@ -334,12 +339,13 @@ class GRPO:
         for name, part in rollouts.parts.items():
             local[f"part {name}"], local[f"valid {name}"] = part.nansum(), (~part.isnan()).sum()
         sums = self.trainer.sum_over_processes(local)
-        mean = sums["reward"] / max(sums["valid"], 1)
+        mean = sums["reward"] / sums["valid"] if sums["valid"] else math.nan
         variance = (sums["square"] - sums["valid"] * mean**2) / max(sums["valid"] - 1, 1)
         return {
             "reward/mean": mean,
             "reward/std": max(variance, 0.0) ** 0.5,
-            **{f"reward/{name}": sums[f"part {name}"] / max(sums[f"valid {name}"], 1) for name in rollouts.parts},
+            # what applied to nothing has no mean
+            **{f"reward/{n}": sums[f"part {n}"] / sums[f"valid {n}"] for n in rollouts.parts if sums[f"valid {n}"]},
             "group/silent": sums["silent"] / sums["groups"],
             "completion/length": sums["tokens"] / sums["completions"],
             "completion/truncated": sums["truncated"] / sums["completions"],
@@ -359,9 +365,10 @@ class GRPO:
 
         Rollouts whose updates are not all taken are in it, of all processes, so another number of them may go on.
         """
-        pending = None
+        pending, shares = None, []
         if self.update != 0 and self.rollouts is not None:
             states = self.trainer.gathered([self.rollouts.state()])
+            shares = [state["numbers"] for state in states]
             whole = Rollouts.concatenate([Rollouts.from_state(s, self._prompts_of(s["numbers"])) for s in states])
             order = sorted(range(len(whole.numbers)), key=whole.numbers.__getitem__)
             pending = whole.select(order).state()
@@ -372,6 +379,7 @@ class GRPO:
             "position": self.position,
             "drawn": self.drawn,
             "rollouts": pending,
+            "shares": shares,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -382,5 +390,7 @@ class GRPO:
         self.rollouts = None
         if state["rollouts"] is not None:
             whole = Rollouts.from_state(state["rollouts"], self._prompts_of(state["rollouts"]["numbers"]))
-            mine = range(len(whole.numbers))[self.accelerator.process_index :: self.accelerator.num_processes]
-            self.rollouts = whole.select(mine)
+            rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+            # As many processes as before take what they had, in its order: sums then come out the same to the bit.
+            same = state["shares"][rank] if len(state["shares"]) == processes else whole.numbers[rank::processes]
+            self.rollouts = whole.select([whole.numbers.index(number) for number in same])

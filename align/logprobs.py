@@ -119,6 +119,9 @@ def _forward_names(kind: type[nn.Module]) -> frozenset[str]:
 
 def base_model(model: nn.Module) -> PreTrainedModel:
     """Return the Hugging Face model inside a PEFT wrapper (its adapters stay in place), or the model itself."""
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        raise ValueError(f"adapters that add virtual tokens ({adapter.peft_type}) are not supported: use LoRA")
     return cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else cast(Any, model)
 
 

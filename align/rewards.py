@@ -6,6 +6,7 @@ where it does not apply. It may be async. Whatever it does wrong is named by rew
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import numbers
@@ -105,6 +106,8 @@ def check_rewards(rewards: Sequence[Reward | Callable[..., Any]], columns: Itera
         if reward.name in (earlier.name for earlier in wrapped[:row]):
             raise RewardError(f"two rewards have the name {reward.name!r}: pass Reward(function, name=...)")
         reward.arguments(available)
+    if not any(reward.weight for reward in wrapped):
+        raise RewardError("every reward has weight 0, which only measures: give one of them a weight")
     return wrapped
 
 
@@ -188,8 +191,8 @@ def _call_all(rewards: Sequence[Reward], arguments: Mapping[str, Sequence[Any]])
 
 def _call(reward: Reward, arguments: Mapping[str, Sequence[Any]]) -> Any:
     try:
-        # Lists of its own: what a reward does to them, the next one does not see.
-        return reward.function(**{name: list(arguments[name]) for name in reward.arguments(arguments)})
+        # Copies of its own: what a reward does to them, neither the next one nor the data see.
+        return reward.function(**{name: copy.deepcopy(list(arguments[name])) for name in reward.arguments(arguments)})
     except (Exception, SystemExit) as error:  # whatever the user's code raises is told with its name; Ctrl-C passes
         return error
 
@@ -197,7 +200,7 @@ def _call(reward: Reward, arguments: Mapping[str, Sequence[Any]]) -> Any:
 def _total(rewards: Sequence[Reward], parts: Mapping[str, list[float]], count: int) -> list[float]:
     totals = []
     for row in range(count):
-        values = [reward.weight * parts[reward.name][row] for reward in rewards]
+        values = [reward.weight * parts[reward.name][row] for reward in rewards if reward.weight]
         values = [value for value in values if not math.isnan(value)]
         totals.append(sum(values) if values else math.nan)
     return totals

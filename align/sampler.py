@@ -136,6 +136,8 @@ class Sampler:
             [[False] * len(prompt) + [True] * len(completion) for prompt, completion in pairs],
         )
         written = torch.arange(drawn.ids.shape[1]) < drawn.lengths[:, None]
+        if not bool(drawn.logprobs[written].isfinite().all()):
+            raise ValueError("the model gives NaN or infinite log-probabilities: its weights are broken")
 
         def laid_out(values: Tensor) -> Tensor:
             return torch.zeros(sequences.input_ids.shape).masked_scatter(sequences.action_mask, values[written])

@@ -46,6 +46,11 @@ class Trainer:
         parameters = [p for p in policy.parameters() if p.requires_grad]
         if not parameters:
             raise ValueError("no parameter requires a gradient: load adapters as trainable, or unfreeze the model")
+        if accelerator.gradient_accumulation_steps != 1 or accelerator.mixed_precision == "fp16":
+            raise ValueError(
+                "Accelerate is set to accumulate gradients or to float16: leave both out. A step is cut by "
+                "tokens_per_micro_batch here, and arithmetic is float32 or bfloat16."
+            )
         optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         self.config = config
         self.accelerator = accelerator

@@ -25,9 +25,10 @@ def exact_answer(*, extract: str | re.Pattern[str] | None = None, ignore_case: b
     punctuation around them. A list in the column holds answers of which any is right; null is not applicable.
 
     Args:
-        extract: how to find the answer in a completion. None narrows the text by every marker that is there, in
-            this order: the last `<answer>` tag, the line after the last `####`, the line after the last `Answer:`
-            or `answer is`, the last `\\boxed{}`; without any marker it is the whole text. "tags", "hashes",
+        extract: how to find the answer in a completion. None takes what follows the thoughts, if `</think>` ends
+            any, and narrows it by every marker that is there, in this order: the last `<answer>` tag, the line after
+            the last `####`, the line after the last `Answer:` or `answer is`, the last `\\boxed{}`; without any
+            marker it is the whole text. "tags", "hashes",
             "label" or "boxed" insist on that one, "whole" takes the text as it is; a compiled pattern takes its
             last match (its first group, if it has one). Nothing found is reward 0.
         ignore_case: compare without regard to case.
@@ -42,7 +43,10 @@ def exact_answer(*, extract: str | re.Pattern[str] | None = None, ignore_case: b
 
     def right(completion: str, answer: Any) -> bool:
         found, expected = find(completion), find(str(answer))
-        return found is not None and normalised(found) == normalised(str(answer) if expected is None else expected)
+        expected = str(answer) if expected is None else expected
+        if not normalised(expected):  # an answer of punctuation alone
+            return found is not None and found.strip() == expected.strip()
+        return found is not None and normalised(found) == normalised(expected)
 
     return _compared("exact_answer", right)
 
@@ -148,6 +152,7 @@ def _extractor(extract: str | re.Pattern[str] | None) -> Callable[[str], str | N
 
 
 def _narrowed(text: str) -> str:
+    text = text.rpartition("</think>")[2]  # thoughts may name answers that were given up
     for marker in _MARKERS.values():
         found = marker(text)
         text = text if found is None else found

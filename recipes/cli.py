@@ -120,8 +120,8 @@ def finished(path: Path) -> RunDirectory:
     run = RunDirectory(path)
     if run.read("events.jsonl"):
         return run
-    runs = sorted(str(config.parent) for config in Path("runs").glob("*/config.json"))
-    newest = f"; the newest is {runs[-1]}" if runs else ""
+    runs = sorted(Path("runs").glob("*/events.jsonl"), key=lambda log: log.stat().st_mtime)
+    newest = f"; the newest is {runs[-1].parent}" if runs else ""
     raise RunError(f"{path}: no run is here: name the directory of one{newest}")
 
 

@@ -44,6 +44,11 @@ class RunOptions:
     quiet: bool = False
     """Show nothing but warnings and how the run ended."""
 
+    def __post_init__(self) -> None:
+        for name, least in (("save_every", 1), ("evaluate_every", 0), ("log_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
     def resolve(self, name: str) -> Path:
         """Return the run's directory: the one given, the newest of this name to resume, or a new one."""
         if self.directory is not None:
@@ -105,8 +110,12 @@ def errors_in_one_line() -> Iterator[None]:
         sys.exit(130)
     except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
         ours = type(error).__module__.startswith(("align.", "recipes."))
-        if not (ours or isinstance(error, ValueError)) or os.environ.get("ALIGN_TRACEBACK"):
+        if not (ours or isinstance(error, ValueError) or "Connection closed by peer" in str(error)) or os.environ.get(
+            "ALIGN_TRACEBACK"
+        ):
             raise
+        if "Connection closed by peer" in str(error):
+            error = RuntimeError("another process of this run failed: its line tells why")
         print(f"error: {error}", file=sys.stderr)
         if error.__cause__ or not ours:  # what is ours says what was wrong where; of others this may not be enough
             print("(ALIGN_TRACEBACK=1 shows where)", file=sys.stderr)
@@ -195,9 +204,14 @@ def save_result(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, result: RunResult, options: Any, accelerator: Accelerator
 ) -> None:
     """Save the trained model of a finished run to its `final` folder, with a card that tells how it came about."""
+    from align.data import eos_token_ids
+    from align.logprobs import base_model
     from align.models import save_model
 
     if accelerator.is_main_process:
+        # who loads it samples to the ends that it was trained to
+        if generation := base_model(model).generation_config:
+            generation.eos_token_id = eos_token_ids(model, tokenizer)
         save_model(model, tokenizer, result.directory.final, card=model_card(result))
     accelerator.wait_for_everyone()
 

@@ -38,16 +38,15 @@ def train(options: EvalOptions, command: Sequence[str]) -> int:
             f"{options.model}: {sum(p.numel() for p in model.parameters()):,} parameters, on {accelerator.device}",
             flush=True,
         )
-    with accelerator.autocast():
-        evaluation = evaluate(
-            Sampler(model, tokenizer, options.sampling, eos_token_ids=eos_token_ids(model, tokenizer)),
-            prompts,
-            rewards,
-            seed=options.seed,
-            samples=options.samples,
-            on_error=options.reward.on_reward_error,
-            accelerator=accelerator,
-        )
+    evaluation = evaluate(
+        Sampler(model, tokenizer, options.sampling, eos_token_ids=eos_token_ids(model, tokenizer)),
+        prompts,
+        rewards,
+        seed=options.seed,
+        samples=options.samples,
+        on_error=options.reward.on_reward_error,
+        accelerator=accelerator,
+    )
     examples = gathered(evaluation.examples, accelerator.num_processes)
     if accelerator.is_main_process:
         show(evaluation, len(prompts), options.samples)

@@ -70,6 +70,7 @@ def train(options: Options, command: Sequence[str]) -> int:
     warm = directory / "warm-up" / "final"
     if not warm.exists() and (code := warm_up(options, directory / "warm-up", command, accelerator)):
         return code
+    accelerator.free_memory()  # of the warm-up's optimizer
     algorithm, held_out = build(options, warm, accelerator)
     if not options.control:
         tell("GRPO: the right square earns 1, everything else 0.", options.run, accelerator)

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from align.batch import epoch_order, rows_at
 from align.data import DataError, eos_token_ids, read_examples, read_prompts, tokenize_examples, tokenize_prompts
 from tests.models import tiny_model
-from tests.tiny import CHAT, FORGETFUL, tiny_tokenizer
+from tests.tiny import CHAT, END, FORGETFUL, tiny_tokenizer
 
 USER = {"role": "user", "content": "2+2?"}
 ANSWER = {"role": "assistant", "content": "4"}
@@ -317,13 +317,28 @@ def test_examples_become_padded_sequences():
 
 
 def test_every_eos_id_of_model_and_tokenizer_is_found():
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(chat_template=None)
     assert eos_token_ids(GenerationConfig(eos_token_id=[9, 7]), tokenizer) == sorted({7, 9, tokenizer.eos_token_id})
     model = tiny_model(eos_token_id=5)
     model.generation_config = GenerationConfig(eos_token_id=8)
     assert eos_token_ids(model, tokenizer) == sorted({5, 8, tokenizer.eos_token_id})
     with pytest.raises(ValueError, match=r"set tokenizer\.eos_token"):
-        eos_token_ids(GenerationConfig(), tiny_tokenizer(eos=None))
+        eos_token_ids(GenerationConfig(), tiny_tokenizer(chat_template=None, eos=None))
+
+
+def test_the_end_of_an_assistants_turn_in_the_chat_template_ends_a_completion_too():
+    tokenizer = tiny_tokenizer()
+    end = tokenizer.convert_tokens_to_ids(END)
+    assert eos_token_ids(GenerationConfig(), tokenizer) == sorted({end, tokenizer.eos_token_id})
+    examples = tokenize_examples(read_examples([{"messages": [turn("user", "a"), turn("assistant", "b")]}]), tokenizer)
+    assert examples.ids[0][-1] == end, "what is trained to end a turn is what sampling stops at"
+    assert eos_token_ids(GenerationConfig(), tiny_tokenizer("{{ raise_exception('of another kind') }}")) == [
+        tokenizer.eos_token_id
+    ]
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
 
 
 def test_the_order_of_an_epoch_is_a_permutation_and_a_function_of_seed_and_epoch_alone():

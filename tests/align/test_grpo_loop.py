@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ from accelerate.state import AcceleratorState
 from torch.testing import assert_close
 
 from align.aggregate import per_fixed_length, per_sequence
+from align.config import SamplingConfig
 from align.grpo import GRPO, centre_by_group
 from align.surrogates import cispo_loss, sequence_ratio_loss
 from tests.small_runs import ROWS, share_of_letter, small_grpo
@@ -202,3 +204,53 @@ def test_in_bfloat16_sampler_trainer_and_reference_share_their_arithmetic_and_th
     assert metrics[0]["kl/reference"] == pytest.approx(0, abs=1e-4)
     assert {p.dtype for p in algorithm.trainer.unwrapped.parameters()} == {torch.float32}
     assert all(m["optim/grad_norm"] > 0 for m in metrics)
+
+
+def test_three_temperatures_that_differ_are_refused():
+    algorithm = small_grpo()
+    algorithm.sampler.config = SamplingConfig(max_new_tokens=6, temperature=0.5)
+    with pytest.raises(ValueError, match="give all three the same"):
+        GRPO(
+            algorithm.trainer.unwrapped, algorithm.sampler, algorithm.prompts, [share_of_letter], algorithm.config,
+            algorithm.accelerator,
+        )  # fmt: skip
+
+
+def test_a_model_that_comes_with_dropout_is_trained_without():
+    algorithm = small_grpo()
+    model = algorithm.sampler.model
+    model.model.layers[0].self_attn.attention_dropout = 0.5
+    GRPO(
+        algorithm.trainer.unwrapped, algorithm.sampler, algorithm.prompts, [share_of_letter], algorithm.config,
+        algorithm.accelerator,
+    )  # fmt: skip
+    assert model.model.layers[0].self_attn.attention_dropout == 0
+
+
+def test_a_reward_that_applies_to_nothing_has_no_mean():
+    def never(prompts, completions, letter):
+        return [None] * len(completions)
+
+    metrics = run(small_grpo(reward=never), 1)[0]
+    assert math.isnan(metrics["reward/mean"]) and "reward/never" not in metrics
+
+
+def test_weights_that_are_nan_stop_the_run_at_its_first_sample():
+    algorithm = small_grpo()
+    with torch.no_grad():
+        next(algorithm.sampler.model.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaN or infinite log-probabilities"):
+        run(algorithm, 1)
+
+
+def test_as_many_processes_as_before_take_up_the_groups_that_each_had():
+    algorithm = small_grpo(updates_per_rollout=2, prompts_per_step=6)
+    run(algorithm, 1)
+    state = algorithm.state()
+    numbers = state["rollouts"]["numbers"]
+    state["shares"] = [numbers[::-1]]
+    algorithm.load_state(state)
+    assert algorithm.rollouts.numbers == numbers[::-1]
+    state["shares"] = [numbers[:1], numbers[1:]]  # of another number of processes: dealt out anew
+    algorithm.load_state(state)
+    assert algorithm.rollouts.numbers == numbers

@@ -173,3 +173,12 @@ def test_functional_dropout_of_attention_is_off_too():
             token_logprobs(model, sequences.input_ids, None, sequences.action_mask).logprobs for _ in range(2)
         )
     assert_close(first, second, rtol=0, atol=0)
+
+
+def test_adapters_that_add_virtual_tokens_are_refused_by_name():
+    from peft import PromptTuningConfig, get_peft_model
+
+    model = get_peft_model(tiny_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    sequences = batch()
+    with pytest.raises(ValueError, match="use LoRA"):
+        token_logprobs(model, sequences.input_ids, None, sequences.action_mask)

@@ -38,6 +38,15 @@ CASES = {
         max_redraws=2,
         double=True,
     ),
+    "grpo in micro-batches, not as many in each": lambda: small_grpo(
+        optimizer=OptimizerConfig(learning_rate=1e-3, tokens_per_micro_batch=25),
+        steps=20,
+        updates_per_rollout=20,
+        prompts_per_step=3,
+        lora=True,
+        kl=True,
+        double=True,
+    ),
     "grpo": lambda: small_grpo(optimizer=OPTIMIZER, steps=5, reward=share_of_letter),
 }
 

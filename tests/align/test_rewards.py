@@ -362,3 +362,28 @@ def test_what_cannot_be_found_is_refused_with_the_nearest_name():
         resolve("no_such_module:f")
     with pytest.raises(RewardError, match=r"nowhere\.py: no such file"):
         resolve("nowhere.py:f")
+
+
+def test_a_weight_of_0_only_measures():
+    never = Reward(lambda completions: [None] * len(completions), name="never")
+    measured = Reward(lambda completions: [1.0] * len(completions), name="measured", weight=0.0)
+    scores = score([never, measured], ["p"], ["text"], {})
+    assert math.isnan(scores.total[0]) and scores.parts["measured"] == [1.0]
+    with pytest.raises(RewardError, match="give one of them a weight"):
+        check_rewards([measured], [])
+
+
+def test_what_a_reward_does_to_the_messages_neither_the_next_one_nor_the_data_see():
+    def meddles(prompts, completions):
+        prompts[0][0]["content"] = completions[0][0]["content"] = "changed"
+        return [0.0]
+
+    seen = []
+
+    def looks(prompts, completions):
+        seen.append(prompts[0][0]["content"] + completions[0][0]["content"])
+        return [0.0]
+
+    prompts = [[{"role": "user", "content": "p"}]]
+    score([meddles, looks], prompts, as_completions(["c"], prompts), {})
+    assert seen == ["pc"] and prompts[0][0]["content"] == "p"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -142,3 +144,19 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one_at_every_position_inside
     assert timeless == [
         {k: v for k, v in m.items() if not k.startswith("time/") and k != "tokens/per_second"} for m in expected[stop:]
     ]
+
+
+def test_settings_of_accelerate_that_would_change_the_gradient_are_refused():
+    policy, _ = small_policy()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    with pytest.raises(ValueError, match="accumulate gradients"):
+        Trainer(policy, OptimizerConfig(), accelerator, 10)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"learning_rate": math.nan}, {"max_grad_norm": math.nan}, {"warmup_steps": -1}, {"weight_decay": math.nan}],
+)
+def test_settings_that_are_not_numbers_are_refused(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        OptimizerConfig(**setting)

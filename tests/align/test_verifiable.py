@@ -202,3 +202,12 @@ def test_tokens_are_never_replaced_by_characters():
         soft_overlong(max_tokens=8, max_chars=8, buffer=2)
     with pytest.raises(ValueError, match="buffer must lie between 1 and the maximum of 8, got 9"):
         soft_overlong(max_tokens=8, buffer=9)
+
+
+@pytest.mark.parametrize("text", ["<think>4+3</think>7", "<think>the answer is 5, no</think>\n\n7"])
+def test_thoughts_are_not_answers(text):
+    assert exact_answer()([text], answer=["7"]) == numeric_answer()([text], answer=["7"]) == [1.0]
+
+
+def test_an_answer_of_punctuation_alone_is_not_an_empty_completion():
+    assert exact_answer()(["", "$"], answer=["$", "$"]) == [0.0, 1.0]

@@ -82,6 +82,20 @@ def test_twenty_runs_killed_a_third_inside_a_save_end_bitwise_as_one_left_alone(
     check_kills(forks, whole, tmp_path, range(3, 23))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", ["0", "1", "2"])
+def test_grpo_discovers_that_thinking_pays_and_more_demonstrations_do_not(forks, tmp_path, seed):
+    numbers = {}
+    for name, more in (("grpo", []), ("control", ["--control"])):
+        arguments = ["--seed", seed, "--quiet", "--evaluate-every", "0", "--directory", str(tmp_path / name), *more]
+        assert forks.do("recipes.grpo_walk:main", arguments=arguments) == 0, forks.said
+        numbers[name] = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    before, after, control = numbers["grpo"][0], numbers["grpo"][-1], numbers["control"][-1]
+    assert 0.25 <= before["eval/reward/right_square"] <= 0.40
+    assert after["eval/reward/right_square"] >= 0.95 and after["eval/reward/thinks"] >= 0.95
+    assert control["eval/reward/right_square"] < 0.75
+
+
 def test_a_walk_wraps_at_the_edges_of_the_board():
     assert walk.squares_of("aULDR" + "." * 8) == "uyea"
 
