@@ -259,9 +259,9 @@ class GRPO:
 
     def _ask(self, numbers: list[int]) -> Rollouts:
         """Sample a group for each prompt of the step named by number, and score it."""
-        size = self.config.group_size
-        prompts = self._prompts_of(numbers)
-        rollouts = self.sampler.sample(prompts, group_size=size, seed=self.config.seed, step=self.step, numbers=numbers)
+        prompts, size, seed = self._prompts_of(numbers), self.config.group_size, self.config.seed
+        with self.accelerator.autocast():  # the arithmetic of the trainer, or the two would disagree
+            rollouts = self.sampler.sample(prompts, group_size=size, seed=seed, step=self.step, numbers=numbers)
         return score_rollouts(rollouts, self.rewards, on_error=self.on_error)
 
     def _prompts_of(self, numbers: Sequence[int]) -> Prompts:
@@ -294,7 +294,8 @@ class GRPO:
             loss = self.surrogate(logprobs, old_logprobs, advantages[rows].to(logprobs.device), mask)
             sums = self._compare(logprobs.detach(), old_logprobs, sampler_logprobs, mask)
             if self.reference is not None:
-                ref_logprobs = self.reference(batch.input_ids, mask)
+                with self.accelerator.autocast():
+                    ref_logprobs = self.reference(batch.input_ids, mask)
                 loss = loss + self.config.kl_coef * ratio_weighted_k3(logprobs, old_logprobs, ref_logprobs, mask)
                 sums["kl"] = kl_k3(logprobs.detach(), ref_logprobs)[mask].sum()
             return self.average.mean(loss, mask, denominator=denominator), sums

@@ -25,7 +25,7 @@ from align.rewards import Reward
 from align.sampler import Sampler
 from align.sft import SFT
 from recipes import walk
-from recipes.common import RunOptions, execute, make_accelerator, recipe, save_result, tell
+from recipes.common import RunOptions, claim_directory, execute, make_accelerator, recipe, save_result, tell
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -64,8 +64,9 @@ def thinks(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
 
 def train(options: Options, command: Sequence[str]) -> int:
     """Run the recipe and return its exit code."""
-    directory = options.run.resolve("grpo_walk")
     accelerator = make_accelerator()
+    config = replace(options, run=RunOptions())
+    directory = claim_directory(options.run, "grpo_walk", config, accelerator)
     warm = directory / "warm-up" / "final"
     if not warm.exists() and (code := warm_up(options, directory / "warm-up", command, accelerator)):
         return code
@@ -82,7 +83,7 @@ def train(options: Options, command: Sequence[str]) -> int:
         control(options, algorithm, accelerator) if options.control else algorithm,
         directory,
         options.run,
-        config=replace(options, run=RunOptions()),
+        config=config,
         command=command,
         accelerator=accelerator,
         evaluate=lambda: measure().metrics,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch.testing import assert_close
 
 from align.aggregate import per_fixed_length, per_sequence
@@ -166,3 +167,25 @@ def test_faults_of_a_reward_are_said_when_they_are_not_errors():
     algorithm.on_error = "zero"
     with pytest.warns(UserWarning, match="reward 'broken' failed on sample"):
         run(algorithm, 1)
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """Forget the precision of Accelerate's one state, before and after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_in_bfloat16_sampler_trainer_and_reference_share_their_arithmetic_and_the_weights_stay_float32(
+    fresh_accelerator,
+):
+    algorithm = small_grpo(kl=True, mixed_precision="bf16")
+    seen = []
+    algorithm.sampler.model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    metrics = run(algorithm, 2)
+    assert set(seen) == {torch.bfloat16}
+    assert all(m["policy/sampler_gap"] < 0.01 for m in metrics)
+    assert metrics[0]["kl/reference"] == pytest.approx(0, abs=1e-4)
+    assert {p.dtype for p in algorithm.trainer.unwrapped.parameters()} == {torch.float32}
+    assert all(m["optim/grad_norm"] > 0 for m in metrics)
