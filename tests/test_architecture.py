@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("classic_rl", "align", "recipes")
 MATHS = tuple(f"classic_rl.{name}" for name in ("masked", "divergences", "returns", "losses", "q_learning"))
 ALGORITHMS = (
-    *(f"align.{name}" for name in ("sft", "reward_model", "dpo", "grpo", "ppo")),
+    *(f"align.{name}" for name in ("sft", "reward_model", "dpo", "kto", "grpo", "ppo")),
     *(f"classic_rl.{name}" for name in ("dqn", "reinforce", "a2c", "ppo")),
 )
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "peft", "pyarrow", "pandas", "gymnasium", "vllm")
