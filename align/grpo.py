@@ -291,8 +291,13 @@ class GRPO:
             sampler_logprobs = rollouts.logprobs[rows, :width].to(logprobs.device)
             # The weights that sampled are still the policy's in the first update: the ratio is 1 without rounding.
             old_logprobs = logprobs.detach() if self.update == 0 else sampler_logprobs
-            loss = self.surrogate(logprobs, old_logprobs, advantages[rows].to(logprobs.device), mask)
-            sums = self._compare(logprobs.detach(), old_logprobs, sampler_logprobs, mask)
+            row_advantages = advantages[rows].to(logprobs.device)
+            loss = self.surrogate(logprobs, old_logprobs, row_advantages, mask)
+            # Whatever the surrogate clips, a ratio a token or one a sequence, is what gives no gradient any more.
+            (gradient,) = torch.autograd.grad(loss.sum(), logprobs, retain_graph=True)
+            clipped = (gradient == 0) & mask & (row_advantages != 0)[:, None]
+            gap = (logprobs.detach() - sampler_logprobs).abs()[mask].sum()
+            sums = {"tokens": mask.sum(), "clipped": clipped.sum(), "gap": gap}
             if self.reference is not None:
                 with self.accelerator.autocast():
                     ref_logprobs = self.reference(batch.input_ids, mask)
@@ -311,11 +316,6 @@ class GRPO:
         if self.reference is not None:
             metrics["kl/reference"] = sums.get("kl", 0.0) / tokens
         return metrics
-
-    def _compare(self, logprobs: Tensor, old: Tensor, sampler: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        ratio = torch.exp(logprobs - old)[mask]
-        clipped = (ratio < 1 - self.config.clip_low) | (ratio > 1 + self.config.clip_high)
-        return {"tokens": mask.sum(), "clipped": clipped.sum(), "gap": (logprobs - sampler).abs()[mask].sum()}
 
     def _describe(self, rollouts: Rollouts) -> dict[str, float]:
         """Return the metrics of a rollout, over all processes."""

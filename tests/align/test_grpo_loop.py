@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -45,6 +47,17 @@ def test_the_first_update_of_a_rollout_has_ratio_1_and_the_sampler_agrees_with_t
 def test_later_updates_of_a_rollout_are_clipped_against_the_sampling_policy():
     metrics = run(small_grpo(updates_per_rollout=4, clip_low=1e-4, clip_high=1e-4), 4)
     assert all(m["policy/clip_fraction"] > 0 for m in metrics[1:])
+
+
+def test_what_a_sequence_level_ratio_clips_are_whole_sequences_and_what_cispo_clips_is_nothing():
+    fractions = {}
+    for surrogate in (partial(sequence_ratio_loss, clip_low=1e-3, clip_high=1e-3), cispo_loss):
+        algorithm = small_grpo(updates_per_rollout=3)
+        algorithm.surrogate = surrogate
+        fractions[surrogate] = [m["policy/clip_fraction"] for m in run(algorithm, 3)]
+    gspo, cispo = fractions.values()
+    assert gspo[0] == 0 and gspo[1] > 0.1
+    assert cispo == [0, 0, 0]
 
 
 def test_leaving_out_rows_without_signal_changes_nothing_but_the_work():
