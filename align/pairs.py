@@ -270,7 +270,7 @@ def _pair_of(values: dict[str, Any], form: tuple[str, ...]) -> tuple[Text, Text,
     if isinstance(chosen, list) and isinstance(rejected, list):
         shared = _shared(chosen, rejected)
         # Data of this form repeat the prompt at the head of both conversations.
-        if shared and (prompt == shared or prompt in [turn["content"] for turn in shared]):
+        if shared and (prompt == shared[: len(prompt)] or prompt in [turn["content"] for turn in shared]):
             return _parted(chosen, rejected)
     for column, answer in zip(ANSWERS, (chosen, rejected), strict=True):
         check_one_form(prompt, answer, column)

@@ -39,7 +39,7 @@ ANSWERING = HELD_OUT - 1
 class AnswerOptions:
     """What the warmed-up model is asked; its answers are what is learned from."""
 
-    prompts: int = 1000
+    prompts: int = 2000
     """Walks, none of them held out or demonstrated."""
     samples: int = 8
     """Answers to each."""

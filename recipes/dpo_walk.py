@@ -19,8 +19,9 @@ from recipes.answers_walk import Answer, AnswerOptions, Start, learn_from_answer
 from recipes.common import RunOptions, recipe
 
 DPO_DEFAULTS = DPOConfig(
-    steps=100,
+    steps=115,  # about one epoch
     pairs_per_step=32,
+    sft_weight=1.0,  # without it the right answers grow unlikely too, as long as the wrong ones fall faster
     optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=5, final_fraction=0.1),
 )
 

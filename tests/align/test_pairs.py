@@ -182,6 +182,8 @@ def test_conversations_share_as_many_turns_as_are_alike():
     talk = [user("a"), answer("b"), user("c")]
     rows = read_pairs([{"chosen": [*talk, answer("d")], "rejected": [*talk, answer("e")]}])
     assert rows.prompts == [talk] and rows.chosen == [[answer("d")]] and rows.rejected == [[answer("e")]]
+    told = {"prompt": talk[:1], "chosen": [*talk, answer("d")], "rejected": [*talk, answer("e")]}
+    assert read_pairs([told]).prompts == [talk]
 
 
 def test_strings_part_after_the_last_word_that_they_share():
