@@ -85,6 +85,71 @@ class SFTConfig:
 
 
 @dataclass(frozen=True)
+class DPOConfig:
+    """Direct preference optimisation, and its family."""
+
+    steps: int = 500
+    """Optimizer steps."""
+    pairs_per_step: int = 32
+    """Pairs of one optimizer step, over all processes."""
+    beta: float = 0.1
+    """Weight of the KL to the starting policy: the smaller, the further the policy may go."""
+    label_smoothing: float = 0.0
+    """How likely a pair is thought to be labelled the wrong way round."""
+    sft_weight: float = 0.0
+    """Weight of the cross-entropy of the chosen answers, per token, added to the loss."""
+    seed: int = 0
+    """Seed of the order of the data."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-6))
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.pairs_per_step < 1:
+            raise ValueError(f"steps and pairs_per_step must be at least 1, got {self.steps} and {self.pairs_per_step}")
+        if self.beta <= 0:
+            raise ValueError(f"beta must be above 0, got {self.beta}: at 0 no pair would have a gradient")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                f"label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}: it is the share of "
+                "labels that are wrong, and at a half they say nothing. If most are wrong, swap chosen and rejected."
+            )
+        if self.sft_weight < 0:
+            raise ValueError(f"sft_weight must not be negative, got {self.sft_weight}")
+
+
+@dataclass(frozen=True)
+class KTOConfig:
+    """Kahneman-Tversky optimisation, of answers that were liked or not."""
+
+    steps: int = 500
+    """Optimizer steps."""
+    examples_per_step: int = 32
+    """Answers of one optimizer step, over all processes; at least 2, since each also meets another's prompt."""
+    beta: float = 0.1
+    """Weight of the KL to the starting policy: the smaller, the further the policy may go."""
+    desirable_weight: float = 1.0
+    """Weight of an answer that was liked."""
+    undesirable_weight: float = 1.0
+    """Weight of an answer that was not; the paper has weight times number of both kinds within 4 to 3 of each other."""
+    seed: int = 0
+    """Seed of the order of the data."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-6))
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.examples_per_step < 2:
+            raise ValueError(
+                f"steps must be at least 1 and examples_per_step at least 2, got {self.steps} and "
+                f"{self.examples_per_step}: the reference point of a step is taken from answers under others' prompts"
+            )
+        if self.beta <= 0:
+            raise ValueError(f"beta must be above 0, got {self.beta}: at 0 no answer would have a gradient")
+        if self.desirable_weight < 0 or self.undesirable_weight < 0:
+            raise ValueError(
+                "desirable_weight and undesirable_weight must not be negative, got "
+                f"{self.desirable_weight} and {self.undesirable_weight}"
+            )
+
+
+@dataclass(frozen=True)
 class GRPOConfig:
     """Group-relative policy optimisation."""
 

@@ -230,6 +230,17 @@ def kto_loss(
     return torch.where(desirable, desirable_weight * losses, undesirable_weight * losses)
 
 
+def summed(logprobs: Tensor, action_mask: Tensor) -> Tensor:
+    """Return log pi(completion | prompt), the sum over its tokens. [B, T], [B, T] -> [B]"""
+    check_same_shape(logprobs=logprobs, action_mask=action_mask)
+    return torch.where(action_mask, logprobs, 0.0).sum(dim=-1)
+
+
+def averaged(logprobs: Tensor, action_mask: Tensor) -> Tensor:
+    """Return the mean over a completion's tokens, 0 where it has none. [B, T], [B, T] -> [B]"""
+    return summed(logprobs, action_mask) / action_mask.sum(dim=-1).clamp(min=1)
+
+
 def _log_odds(logprobs: Tensor) -> Tensor:
     # A probability that rounds to 1 has infinite odds, and their gradient is NaN; log-softmax has gradient 0 there.
     logprobs = torch.where(logprobs == 0, -torch.finfo(logprobs.dtype).tiny, logprobs)

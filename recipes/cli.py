@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 TRAINING = {
     "sft": ("recipes.sft", "SFTOptions", "fine-tune a model on demonstrations"),
     "grpo": ("recipes.grpo", "GRPOOptions", "train a model on prompts and rewards"),
+    "dpo": ("recipes.dpo", "DPOOptions", "train a model on pairs of answers, one of them preferred"),
+    "kto": ("recipes.kto", "KTOOptions", "train a model on single answers, liked or not"),
     "eval": ("recipes.evaluate", "EvalOptions", "measure a model: mean rewards on prompts"),
 }
 """Command -> the file that does it, its options in recipes.options, and what it does."""
@@ -55,7 +57,7 @@ def run_recipe(command: str, arguments: Sequence[str]) -> None:
     def train(parsed: Any, words: Sequence[str]) -> int:
         return import_module(module).train(parsed, words)
 
-    defaults = options.grpo_defaults if command == "grpo" else None
+    defaults = getattr(options, f"{command}_defaults", None)
     recipe(f"align {command}", getattr(options, name), train, defaults)(arguments)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from align import reward_names
 from align.batch import Prompts
-from align.data import ExampleRows, PromptRows, read_prompts, tokenize_prompts
+from align.data import PromptRows, read_prompts, tokenize_prompts
 from align.models import add_lora, load_model, load_tokenizer
 from align.rewards import Reward, RewardError, check_rewards
 from align.rows import nearest
@@ -59,10 +59,10 @@ def read_rows(options: PromptOptions, rewards: Sequence[Reward]) -> PromptRows:
     return rows
 
 
-def record(options: Any, rows: Mapping[str, PromptRows | ExampleRows]) -> dict[str, Any]:
+def record(options: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run was asked for, with a hash of the rows, so that none is resumed on data that have changed."""
 
-    def fingerprint(rows: PromptRows | ExampleRows) -> str:
+    def fingerprint(rows: Any) -> str:
         content = {name: value for name, value in vars(rows).items() if name != "origins"}
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

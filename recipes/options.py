@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from align.config import GRPOConfig, SamplingConfig, SFTConfig
+from align.config import DPOConfig, GRPOConfig, KTOConfig, SamplingConfig, SFTConfig
 from recipes.common import RunOptions
 
 Names = Annotated[
@@ -27,12 +27,22 @@ CLIP_BOUNDS: dict[Loss, tuple[float, float]] = {
 }
 """clip_low and clip_high of each loss where none are given, from its paper. CISPO bounds the ratio above only."""
 
+PreferenceLoss = Literal["dpo", "robust", "hinge", "ipo", "apo-zero", "apo-down", "simpo", "orpo"]
+
+PREFERENCE_DEFAULTS: dict[PreferenceLoss, dict[str, float]] = {
+    "robust": {"label_smoothing": 0.1},
+    "simpo": {"beta": 2.0},
+    "orpo": {"sft_weight": 1.0},
+}
+"""What a loss of pairs has otherwise than DPO where nothing is given. ORPO's beta is the weight of its odds ratio."""
+
 
 @dataclass(frozen=True)
 class ModelOptions:
     """What is trained: all weights, or adapters.
 
-    Adapters want a higher --learning-rate: about 1e-5 to 1e-4 for GRPO, 1e-4 to 5e-4 for SFT.
+    Adapters want a higher --learning-rate: about 1e-5 to 1e-4 for GRPO, DPO and KTO, 1e-4 to 5e-4 for
+    SFT.
     """
 
     model: str
@@ -78,6 +88,36 @@ class ExampleOptions:
 
 
 @dataclass(frozen=True)
+class PairOptions:
+    """What was preferred to what: rows of prompt, chosen and rejected, or of chosen and rejected that begin alike."""
+
+    data: str
+    """A .jsonl, .json, .csv or .parquet file, a folder of them, or owner/name or owner/name:config of the hub."""
+    split: str = "train"
+    """Split to take where the data have several."""
+    max_tokens: int | None = None
+    """Most tokens of a prompt with one answer, those of the chat template included; None for no limit."""
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    """Whether a longer one is an error, or its pair is left out, or its answer is cut at the end."""
+    degenerate: Literal["error", "drop"] = "error"
+    """Whether a pair with an empty answer, or the same answer twice, is an error, or is left out."""
+
+
+@dataclass(frozen=True)
+class FeedbackOptions:
+    """What was liked and what was not: rows of prompt, completion and label, which is true or false."""
+
+    data: str
+    """A .jsonl, .json, .csv or .parquet file, a folder of them, or owner/name or owner/name:config of the hub."""
+    split: str = "train"
+    """Split to take where the data have several."""
+    max_tokens: int | None = None
+    """Most tokens of a prompt with its answer, those of the chat template included; None for no limit."""
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    """Whether a longer one is an error, or is left out, or its answer is cut at the end."""
+
+
+@dataclass(frozen=True)
 class HeldOutOptions:
     """What is measured on."""
 
@@ -114,6 +154,51 @@ class ObjectiveOptions:
 
     loss: Loss = "dapo"
     """Shape of the policy loss."""
+
+
+@dataclass(frozen=True)
+class PreferenceOptions:
+    """What is optimised. Each loss brings what its paper has otherwise than DPO as defaults.
+
+    * dpo: the odds of the chosen answer against a reference; --label-smoothing for labels that may be wrong.
+    * robust: the same, with labels flipped at the rate --label-smoothing undone.
+    * hinge: asks for a margin of 1 / beta, and no more.
+    * ipo: pulls the margin per token to 1 / (2 * beta), and back if it is beyond.
+    * apo-zero, apo-down: for chosen answers better, or worse, than the model's own.
+    * simpo: compares log-probabilities per token, without a reference.
+    * orpo: imitates the chosen answer and raises its odds by the weight --beta, without a reference.
+    """
+
+    loss: PreferenceLoss = "dpo"
+    """Shape of the loss of a pair."""
+
+
+@dataclass(frozen=True)
+class DPOOptions:
+    """Train a model with DPO or its family: learn from pairs of answers, of which one was preferred.
+
+    The trained model is saved to <directory>/final.
+    """
+
+    model: ModelOptions
+    data: PairOptions
+    objective: PreferenceOptions = field(default_factory=PreferenceOptions)
+    held_out: HeldOutOptions = field(default_factory=HeldOutOptions)
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+@dataclass(frozen=True)
+class KTOOptions:
+    """Train a model with KTO: learn from single answers that were liked or not.
+
+    The trained model is saved to <directory>/final.
+    """
+
+    model: ModelOptions
+    data: FeedbackOptions
+    kto: KTOConfig = field(default_factory=KTOConfig)
+    run: RunOptions = field(default_factory=RunOptions)
 
 
 @dataclass(frozen=True)
@@ -167,9 +252,18 @@ class EvalOptions:
 
 def grpo_defaults(arguments: Sequence[str]) -> GRPOOptions:
     """Return the defaults of `align grpo`, which depend on the loss that the command line names."""
-    words = [part for word in arguments for part in word.split("=", 1)]
-    named: Any = next((after for word, after in pairwise(words) if word == "--loss"), "dapo")
-    clip_low, clip_high = CLIP_BOUNDS.get(named, CLIP_BOUNDS["dapo"])
+    clip_low, clip_high = CLIP_BOUNDS.get(_loss_named(arguments), CLIP_BOUNDS["dapo"])
     config = GRPOConfig(clip_low=clip_low, clip_high=clip_high)
     model, data = ModelOptions(model=tyro.MISSING), PromptOptions(data=tyro.MISSING)
     return GRPOOptions(model, data, RewardOptions(rewards=()), grpo=config)
+
+
+def dpo_defaults(arguments: Sequence[str]) -> DPOOptions:
+    """Return the defaults of `align dpo`, which depend on the loss that the command line names."""
+    config: Any = PREFERENCE_DEFAULTS.get(_loss_named(arguments), {})
+    return DPOOptions(ModelOptions(model=tyro.MISSING), PairOptions(data=tyro.MISSING), dpo=DPOConfig(**config))
+
+
+def _loss_named(arguments: Sequence[str]) -> Any:
+    words = [part for word in arguments for part in word.split("=", 1)]
+    return next((after for word, after in pairwise(words) if word == "--loss"), None)

@@ -1,14 +1,18 @@
-"""A small GRPO and a small SFT that tests build alike."""
+"""A small run of each algorithm, that tests build alike."""
 
 from __future__ import annotations
 
 from accelerate import Accelerator
 
-from align.config import GRPOConfig, OptimizerConfig, SamplingConfig, SFTConfig
+from align.config import DPOConfig, GRPOConfig, KTOConfig, OptimizerConfig, SamplingConfig, SFTConfig
 from align.data import Examples, read_prompts, tokenize_prompts
+from align.dpo import DPO
 from align.grpo import GRPO
+from align.kto import KTO
 from align.logprobs import Policy
 from align.models import add_lora, disable_dropout, reference_of
+from align.pairs import Feedback, Pairs
+from align.preferences import summed
 from align.rewards import Reward
 from align.sampler import Sampler
 from align.sft import SFT
@@ -75,3 +79,49 @@ def small_sft(*, lora: bool = False, double: bool = False, micro: int = 10_000, 
         }
     )
     return SFT(policy, examples, config, Accelerator(cpu=True))
+
+
+def small_pairs(count: int = 11) -> Pairs:
+    """Pairs of answers of different lengths to a prompt of two tokens: to prefer even tokens to odd ones."""
+
+    def side(odd: int) -> Examples:
+        ids = [[7, 8 + row % 3, *(10 + 2 * ((row + t) % 20) + odd for t in range(1 + (row * 3 + odd) % 5)), 2]
+               for row in range(count)]  # fmt: skip
+        return Examples(ids, [[False, False] + [True] * (len(row) - 2) for row in ids])
+
+    return Pairs(side(0), side(1))
+
+
+def small_dpo(*, lora: bool = False, double: bool = False, micro: int = 10_000, loss=None, score=summed, **changes):
+    policy, _ = small_policy(lora=lora, double=double)
+    config = DPOConfig(
+        **{
+            "steps": 6,
+            "pairs_per_step": 5,
+            "beta": 0.5,
+            "sft_weight": 0.1,
+            "optimizer": OptimizerConfig(learning_rate=1e-2, tokens_per_micro_batch=micro),
+            **changes,
+        }
+    )
+    reference = reference_of(policy)
+    return DPO(policy, small_pairs(), config, Accelerator(cpu=True), reference=reference, loss=loss, score=score)
+
+
+def small_kto(*, lora: bool = False, double: bool = False, micro: int = 10_000, **changes):
+    policy, _ = small_policy(lora=lora, double=double)
+    pairs = small_pairs()
+    ids = pairs.chosen.ids[:7] + pairs.rejected.ids
+    masks = pairs.chosen.action_masks[:7] + pairs.rejected.action_masks
+    feedback = Feedback(Examples(ids, masks), [True] * 7 + [False] * len(pairs))
+    config = KTOConfig(
+        **{
+            "steps": 6,
+            "examples_per_step": 7,
+            "beta": 0.5,
+            "desirable_weight": 1.5,
+            "optimizer": OptimizerConfig(learning_rate=1e-2, tokens_per_micro_batch=micro),
+            **changes,
+        }
+    )
+    return KTO(policy, feedback, config, Accelerator(cpu=True), reference=reference_of(policy))

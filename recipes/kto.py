@@ -1,0 +1,43 @@
+"""KTO on any model and answers that were liked or not: `align kto --model FOLDER --data feedback.jsonl`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from align.kto import KTO
+from align.logprobs import Policy
+from align.models import reference_of
+from align.pairs import Feedback, read_feedback, tokenize_feedback
+from recipes.common import recipe
+from recipes.options import KTOOptions
+from recipes.preferences import learn_from_rows
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def train(options: KTOOptions, command: Sequence[str]) -> int:
+    """Run the recipe and return its exit code."""
+    data, config = options.data, options.kto
+
+    def build(policy: Policy, feedback: Feedback, accelerator: Accelerator) -> KTO:
+        return KTO(policy, feedback, config, accelerator, reference=reference_of(policy))
+
+    return learn_from_rows(
+        "kto",
+        options,
+        command,
+        seed=config.seed,
+        read=read_feedback,
+        tokenize=partial(tokenize_feedback, max_tokens=data.max_tokens, too_long=data.too_long),
+        build=build,
+        what="rows",
+    )
+
+
+main = recipe("align kto", KTOOptions, train)
+
+if __name__ == "__main__":
+    main()
