@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from align.aggregate import Average, per_token
-from align.batch import Prompts, Rollouts, rows_at
+from align.batch import Prompts, Rollouts, means_of, rows_at
 from align.config import GRPOConfig
+from align.logprobs import TokenLogprobs
 from align.rewards import Reward, check_rewards, score_rollouts
 from align.sampler import Sampler
 from align.training import Trainer
@@ -284,8 +285,8 @@ class GRPO:
         learning = (advantages != 0) | (self.reference is not None)
         kept = (learning & action_mask.any(dim=1)).nonzero()[:, 0]
 
-        def loss_of(logprobs: Tensor, micro_batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            rows = kept[micro_batch]
+        def loss_of(said: TokenLogprobs, micro_batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            rows, logprobs = kept[micro_batch], said.logprobs
             batch = replace(rollouts.sequences, action_mask=action_mask).select(rows).to(logprobs.device)
             mask, width = batch.action_mask, logprobs.shape[1]
             sampler_logprobs = rollouts.logprobs[rows, :width].to(logprobs.device)
@@ -318,33 +319,9 @@ class GRPO:
 
     def _describe(self, rollouts: Rollouts) -> dict[str, float]:
         """Return the metrics of a rollout, over all processes."""
-        valid = rollouts.rewards[~rollouts.rewards.isnan()].double()
-        local = {
-            "completions": torch.tensor(len(rollouts)),
-            "groups": torch.tensor(len(rollouts.numbers)),
-            "silent": self._silent(rollouts).sum(),
-            "tokens": rollouts.sequences.action_mask.sum(),
-            "entropy": rollouts.entropy.sum(),
-            "truncated": (~rollouts.terminated).sum(),
-            "valid": torch.tensor(len(valid)),
-            "reward": valid.sum(),
-            "square": valid.square().sum(),
-        }
-        for name, part in rollouts.parts.items():
-            local[f"part {name}"], local[f"valid {name}"] = part.nansum(), (~part.isnan()).sum()
-        sums = self.trainer.sum_over_processes(local)
-        mean = sums["reward"] / max(sums["valid"], 1)
-        variance = (sums["square"] - sums["valid"] * mean**2) / max(sums["valid"] - 1, 1)
-        return {
-            "reward/mean": mean,
-            "reward/std": max(variance, 0.0) ** 0.5,
-            **{f"reward/{name}": sums[f"part {name}"] / max(sums[f"valid {name}"], 1) for name in rollouts.parts},
-            "group/silent": sums["silent"] / sums["groups"],
-            "completion/length": sums["tokens"] / sums["completions"],
-            "completion/truncated": sums["truncated"] / sums["completions"],
-            "policy/entropy": sums["entropy"] / sums["tokens"],
-            "tokens/generated": sums["tokens"],
-        }
+        groups = {"groups": torch.tensor(len(rollouts.numbers)), "silent": self._silent(rollouts).sum()}
+        sums = self.trainer.sum_over_processes(rollouts.sums() | groups)
+        return means_of(sums) | {"group/silent": sums["silent"] / sums["groups"]}
 
     def examples(self) -> list[dict[str, Any]]:
         """Return this process's last rollouts as plain values, for the console and the report."""

@@ -88,11 +88,11 @@ def warm_up(task: Task) -> None:
     from accelerate import Accelerator
 
     from align.logprobs import Policy
-    from recipes.grpo_walk import Options, supervised
+    from recipes.warm_up import supervised
 
     model, tokenizer = load(task)
-    options = Options(grpo=task.config)
-    for _ in supervised(options, Policy(model), tokenizer, task.warm_up_steps, Accelerator(cpu=True)).steps():
+    sft = supervised(Policy(model), tokenizer, Accelerator(cpu=True), steps=task.warm_up_steps, seed=task.seed)
+    for _ in sft.steps():
         pass
     torch.save(model.state_dict(), task.weights)
 

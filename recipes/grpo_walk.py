@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.batch import Prompts
-from align.config import GRPOConfig, OptimizerConfig, SamplingConfig, SFTConfig
-from align.data import eos_token_ids, read_examples, read_prompts, tokenize_examples, tokenize_prompts
+from align.config import GRPOConfig, OptimizerConfig, SamplingConfig
+from align.data import eos_token_ids, read_prompts, tokenize_prompts
 from align.evaluate import Evaluation, evaluate
 from align.grpo import GRPO
 from align.logprobs import Policy
@@ -26,12 +26,12 @@ from align.sampler import Sampler
 from align.sft import SFT
 from recipes import walk
 from recipes.common import RunOptions, execute, make_accelerator, recipe, save_result, tell
+from recipes.walk import right_square, thinks
+from recipes.warm_up import supervised, warm_up
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from transformers import PreTrainedTokenizerBase
 
-WARM_UP = OptimizerConfig(learning_rate=3e-3, warmup_steps=30)
 CONTROL_STEPS = 900
 GRPO_DEFAULTS = GRPOConfig(
     steps=250,
@@ -52,22 +52,14 @@ class Options:
     run: RunOptions = field(default_factory=lambda: RunOptions(evaluate_every=25))
 
 
-def right_square(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str]) -> list[float]:
-    """Reward the right square after the thoughts, if there are any, with 1 and everything else with 0."""
-    return [float(turns[0]["content"].split("</think>")[-1] == a) for turns, a in zip(completions, answer, strict=True)]
-
-
-def thinks(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
-    """Tell which completions think; its weight is 0, so nothing is paid for it."""
-    return [float("</think>" in turns[0]["content"]) for turns in completions]
-
-
 def train(options: Options, command: Sequence[str]) -> int:
     """Run the recipe and return its exit code."""
     directory = options.run.resolve("grpo_walk")
     accelerator = make_accelerator()
     warm = directory / "warm-up" / "final"
-    if not warm.exists() and (code := warm_up(options, directory / "warm-up", command, accelerator)):
+    config = replace(options, grpo=GRPO_DEFAULTS, run=RunOptions())
+    settings = {"config": config, "steps": options.sft_steps, "seed": options.grpo.seed}
+    if not warm.exists() and (code := warm_up(options.run, warm.parent, command, accelerator, **settings)):
         return code
     algorithm, held_out = build(options, warm, accelerator)
     if not options.control:
@@ -95,20 +87,6 @@ def train(options: Options, command: Sequence[str]) -> int:
     return result.exit_code
 
 
-def warm_up(options: Options, directory: Path, command: Sequence[str], accelerator: Accelerator) -> int:
-    """Teach a new model the form of an answer by demonstrations, and save it; return an exit code."""
-    model, tokenizer = walk.walk_model(seed=options.grpo.seed), walk.walk_tokenizer()
-    tell(f"Warm-up: {options.sft_steps} supervised steps; 40 % of the walks shown think.", options.run, accelerator)
-    sft = supervised(options, Policy(model), tokenizer, options.sft_steps, accelerator)
-    # Too short to be worth measuring or resuming half-way: what counts is its model.
-    run = replace(options.run, directory=directory, evaluate_every=0, save_every=max(1, options.sft_steps))
-    config = replace(options, grpo=GRPO_DEFAULTS, run=RunOptions())
-    result = execute(sft, directory, run, config=config, command=command, accelerator=accelerator)
-    if result.finished:
-        save_result(model, tokenizer, result, options, accelerator)
-    return result.exit_code
-
-
 def build(options: Options, warm: Path, accelerator: Accelerator) -> tuple[GRPO, Prompts]:
     """Build GRPO on the warmed-up model, and the prompts to measure on."""
     config = options.grpo
@@ -124,17 +102,8 @@ def build(options: Options, warm: Path, accelerator: Accelerator) -> tuple[GRPO,
 
 def control(options: Options, algorithm: GRPO, accelerator: Accelerator) -> SFT:
     """Build the control: the same model, more of the same demonstrations, and at least the same time."""
-    return supervised(options, algorithm.trainer.unwrapped, algorithm.sampler.tokenizer, CONTROL_STEPS, accelerator)
-
-
-def supervised(
-    options: Options, policy: Policy, tokenizer: PreTrainedTokenizerBase, steps: int, accelerator: Accelerator
-) -> SFT:
-    """Build supervised fine-tuning on the demonstrations, of which 40 % think."""
-    seed = options.grpo.seed
-    rows = walk.demonstrations(walk.splits(seed, 0)[1], thinking=0.4, seed=seed)
-    examples = tokenize_examples(read_examples(rows), tokenizer)
-    return SFT(policy, examples, SFTConfig(steps=steps, seed=seed, optimizer=WARM_UP), accelerator)
+    policy, tokenizer = algorithm.trainer.unwrapped, algorithm.sampler.tokenizer
+    return supervised(policy, tokenizer, accelerator, steps=CONTROL_STEPS, seed=options.grpo.seed)
 
 
 main = recipe("python -m recipes.grpo_walk", Options, train)

@@ -11,6 +11,7 @@ The answer is the square where the walk ends. A model may answer at once, or fir
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,16 @@ def demonstrations(prompts: list[str], *, thinking: float, seed: int) -> list[di
         thoughts = f"<think>{squares}</think>" if draw.random() < thinking else ""
         rows.append({"prompt": [_turn("user", prompt)], "completion": [_turn("assistant", thoughts + squares[-1])]})
     return rows
+
+
+def right_square(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str]) -> list[float]:
+    """Reward the right square after the thoughts, if there are any, with 1 and everything else with 0."""
+    return [float(turns[0]["content"].split("</think>")[-1] == a) for turns, a in zip(completions, answer, strict=True)]
+
+
+def thinks(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
+    """Tell which completions think; its weight is 0, so nothing is paid for it."""
+    return [float("</think>" in turns[0]["content"]) for turns in completions]
 
 
 def walk_tokenizer() -> PreTrainedTokenizerBase:
