@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     from align.grpo import ratio_weighted_k3 as ratio_weighted_k3
     from align.grpo import standardize_by_group as standardize_by_group
     from align.logprobs import token_logprobs as token_logprobs
+    from align.preferences import apo_down_loss as apo_down_loss
+    from align.preferences import apo_zero_loss as apo_zero_loss
+    from align.preferences import bradley_terry_loss as bradley_terry_loss
+    from align.preferences import dpo_loss as dpo_loss
+    from align.preferences import dpo_margins as dpo_margins
+    from align.preferences import hinge_loss as hinge_loss
+    from align.preferences import ipo_loss as ipo_loss
+    from align.preferences import kto_loss as kto_loss
+    from align.preferences import logistic_loss as logistic_loss
+    from align.preferences import orpo_loss as orpo_loss
+    from align.preferences import robust_loss as robust_loss
+    from align.preferences import simpo_loss as simpo_loss
     from align.surrogates import cispo_loss as cispo_loss
     from align.surrogates import sequence_ratio_loss as sequence_ratio_loss
 
@@ -28,16 +40,28 @@ __distribution__ = "align-rl"
 
 _MODULE_OF = {
     "Average": "aggregate",
+    "apo_down_loss": "preferences",
+    "apo_zero_loss": "preferences",
+    "bradley_terry_loss": "preferences",
     "centre_by_group": "grpo",
     "cispo_loss": "surrogates",
+    "dpo_loss": "preferences",
+    "dpo_margins": "preferences",
     "fixed_length_mean": "aggregate",
     "grpo_loss": "grpo",
+    "hinge_loss": "preferences",
+    "ipo_loss": "preferences",
+    "kto_loss": "preferences",
+    "logistic_loss": "preferences",
+    "orpo_loss": "preferences",
     "per_fixed_length": "aggregate",
     "per_sequence": "aggregate",
     "per_token": "aggregate",
     "ratio_weighted_k3": "grpo",
+    "robust_loss": "preferences",
     "sequence_mean": "aggregate",
     "sequence_ratio_loss": "surrogates",
+    "simpo_loss": "preferences",
     "standardize_by_group": "grpo",
     "token_logprobs": "logprobs",
     "token_mean": "aggregate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,7 +62,9 @@ def evaluate(
     numbers = list(range(len(prompts)))[rank::processes]
     if len(prompts) < processes:
         raise ValueError(f"{len(prompts)} prompts to measure on are fewer than the {processes} processes: give more")
-    rollouts = sampler.sample(prompts.select(numbers), group_size=samples, seed=seed, step=HELD_OUT, numbers=numbers)
+    asked = prompts.select(numbers)
+    with accelerator.autocast() if accelerator else nullcontext():
+        rollouts = sampler.sample(asked, group_size=samples, seed=seed, step=HELD_OUT, numbers=numbers)
     rollouts = score_rollouts(rollouts, rewards, on_error=on_error)
     columns = {
         "reward/mean": rollouts.rewards,

@@ -260,9 +260,9 @@ class GRPO:
 
     def _ask(self, numbers: list[int]) -> Rollouts:
         """Sample a group for each prompt of the step named by number, and score it."""
-        size = self.config.group_size
-        prompts = self._prompts_of(numbers)
-        rollouts = self.sampler.sample(prompts, group_size=size, seed=self.config.seed, step=self.step, numbers=numbers)
+        prompts, size, seed = self._prompts_of(numbers), self.config.group_size, self.config.seed
+        with self.accelerator.autocast():  # the arithmetic of the trainer, or the two would disagree
+            rollouts = self.sampler.sample(prompts, group_size=size, seed=seed, step=self.step, numbers=numbers)
         return score_rollouts(rollouts, self.rewards, on_error=self.on_error)
 
     def _prompts_of(self, numbers: Sequence[int]) -> Prompts:
@@ -292,10 +292,16 @@ class GRPO:
             sampler_logprobs = rollouts.logprobs[rows, :width].to(logprobs.device)
             # The weights that sampled are still the policy's in the first update: the ratio is 1 without rounding.
             old_logprobs = logprobs.detach() if self.update == 0 else sampler_logprobs
-            loss = self.surrogate(logprobs, old_logprobs, advantages[rows].to(logprobs.device), mask)
-            sums = self._compare(logprobs.detach(), old_logprobs, sampler_logprobs, mask)
+            row_advantages = advantages[rows].to(logprobs.device)
+            loss = self.surrogate(logprobs, old_logprobs, row_advantages, mask)
+            # Whatever the surrogate clips, a ratio a token or one a sequence, is what gives no gradient any more.
+            (gradient,) = torch.autograd.grad(loss.sum(), logprobs, retain_graph=True)
+            clipped = (gradient == 0) & mask & (row_advantages != 0)[:, None]
+            gap = (logprobs.detach() - sampler_logprobs).abs()[mask].sum()
+            sums = {"tokens": mask.sum(), "clipped": clipped.sum(), "gap": gap}
             if self.reference is not None:
-                ref_logprobs = self.reference(batch.input_ids, mask)
+                with self.accelerator.autocast():
+                    ref_logprobs = self.reference(batch.input_ids, mask)
                 loss = loss + self.config.kl_coef * ratio_weighted_k3(logprobs, old_logprobs, ref_logprobs, mask)
                 sums["kl"] = kl_k3(logprobs.detach(), ref_logprobs)[mask].sum()
             return self.average.mean(loss, mask, denominator=denominator), sums
@@ -311,11 +317,6 @@ class GRPO:
         if self.reference is not None:
             metrics["kl/reference"] = sums.get("kl", 0.0) / tokens
         return metrics
-
-    def _compare(self, logprobs: Tensor, old: Tensor, sampler: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        ratio = torch.exp(logprobs - old)[mask]
-        clipped = (ratio < 1 - self.config.clip_low) | (ratio > 1 + self.config.clip_high)
-        return {"tokens": mask.sum(), "clipped": clipped.sum(), "gap": (logprobs - sampler).abs()[mask].sum()}
 
     def _describe(self, rollouts: Rollouts) -> dict[str, float]:
         """Return the metrics of a rollout, over all processes."""

@@ -12,7 +12,7 @@ METRICS: dict[str, str] = {
     "completion/truncated": "share of completions that max_new_tokens cut before an EOS",
     "policy/entropy": "mean over sampled tokens of the entropy of the distribution they were drawn from, nats",
     "policy/sampler_gap": "mean over trained tokens of |log-prob of the trainer - of the sampler|, same weights, nats",
-    "policy/clip_fraction": "share of trained tokens whose ratio lies outside [1 - clip_low, 1 + clip_high]",
+    "policy/clip_fraction": "share of trained tokens that are clipped: their advantage is not 0, but their gradient is",
     "policy/approx_kl": "k3 estimate of KL(policy that sampled || policy), mean over trained tokens, nats per token",
     "kl/completion": "k1 estimate of KL(policy || reference): summed over a completion, mean over completions, nats",
     "kl/coef": "weight of the KL in the reward of these rollouts, score per nat",

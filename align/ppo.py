@@ -249,13 +249,9 @@ class PPO:
         self.sampler.load_weights(self.trainer.policy, self.step)
         numbers = list(range(self.config.prompts_per_step))
         mine = numbers[self.accelerator.process_index :: self.accelerator.num_processes]
-        rollouts = self.sampler.sample(
-            self._prompts_of(mine),
-            group_size=self.config.group_size,
-            seed=self.config.seed,
-            step=self.step,
-            numbers=mine,
-        )
+        prompts, size, seed = self._prompts_of(mine), self.config.group_size, self.config.seed
+        with self.accelerator.autocast():  # the arithmetic of the trainer, or the two would disagree
+            rollouts = self.sampler.sample(prompts, group_size=size, seed=seed, step=self.step, numbers=mine)
         if rollouts.weight_version != self.step:
             raise RuntimeError(
                 f"the sampler's weights are of step {rollouts.weight_version}, the policy is at step {self.step}: "
@@ -319,7 +315,8 @@ class PPO:
             batch = sequences.select(rows).to(self.accelerator.device)
             said: TokenLogprobs = self.trainer.unwrapped(batch.input_ids, batch.action_mask)
             assert said.values is not None
-            ref_logprobs = self.reference(batch.input_ids, batch.action_mask) if self.reference else said.logprobs
+            with self.accelerator.autocast():
+                ref_logprobs = self.reference(batch.input_ids, batch.action_mask) if self.reference else said.logprobs
             parts.append((rows, [each.cpu() for each in (said.logprobs, said.values, ref_logprobs)]))
         whole = [torch.zeros(sequences.input_ids.shape, dtype=each.dtype) for each in parts[0][1]]
         for rows, tensors in parts:
@@ -375,10 +372,11 @@ class PPO:
             loss = loss + config.critic.value_coef * value_loss
             if said.entropy is not None:
                 loss = loss - config.entropy_coef * said.entropy
-            ratio = torch.exp(now - old_logprobs)[mask]
+            ratio = torch.exp(now - old_logprobs)
+            above, below = ratio > 1 + config.clip_high, ratio < 1 - config.clip_low
             sums = {
                 "tokens": mask.sum(),
-                "clipped": ((ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)).sum(),
+                "clipped": ((above & (batch.advantages > 0)) | (below & (batch.advantages < 0)))[mask].sum(),
                 "kl": kl_k3(old_logprobs, now)[mask].sum(),
                 "value": value_loss.detach()[mask].sum(),
             }

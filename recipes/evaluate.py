@@ -12,6 +12,7 @@ from rich.table import Table
 
 from align.data import eos_token_ids
 from align.evaluate import Evaluation, evaluate
+from align.runs.names import label
 from align.sampler import Sampler
 from recipes import inputs
 from recipes.common import make_accelerator, recipe
@@ -70,10 +71,9 @@ def show(evaluation: Evaluation, prompts: int, samples: int) -> None:
     for title in ("", "mean", "standard error"):
         table.add_column(title, justify="left" if not title else "right")
     for name, mean in evaluation.metrics.items():
-        words = {"length": "length in tokens", "truncated": "share cut by --max-new-tokens"}.get(name, name)
         error = evaluation.errors[name]
         told = ["-" if math.isnan(value) else f"{value:.4g}" for value in (mean, error)]
-        table.add_row(words, *told)
+        table.add_row(label(name).words, *told)
     Console().print(table)
 
 

@@ -25,7 +25,7 @@ from align.rewards import Reward
 from align.sampler import Sampler
 from align.sft import SFT
 from recipes import walk
-from recipes.common import RunOptions, execute, make_accelerator, recipe, save_result, tell
+from recipes.common import RunOptions, claim_directory, execute, make_accelerator, recipe, save_result, tell
 from recipes.walk import right_square, thinks
 from recipes.warm_up import supervised, warm_up
 
@@ -54,11 +54,12 @@ class Options:
 
 def train(options: Options, command: Sequence[str]) -> int:
     """Run the recipe and return its exit code."""
-    directory = options.run.resolve("grpo_walk")
     accelerator = make_accelerator()
+    config = replace(options, run=RunOptions())
+    directory = claim_directory(options.run, "grpo_walk", config, accelerator)
     warm = directory / "warm-up" / "final"
-    config = replace(options, grpo=GRPO_DEFAULTS, run=RunOptions())
-    settings = {"config": config, "steps": options.sft_steps, "seed": options.grpo.seed}
+    warm_config = replace(options, grpo=GRPO_DEFAULTS, run=RunOptions())
+    settings = {"config": warm_config, "steps": options.sft_steps, "seed": options.grpo.seed}
     if not warm.exists() and (code := warm_up(options.run, warm.parent, command, accelerator, **settings)):
         return code
     algorithm, held_out = build(options, warm, accelerator)
@@ -74,7 +75,7 @@ def train(options: Options, command: Sequence[str]) -> int:
         control(options, algorithm, accelerator) if options.control else algorithm,
         directory,
         options.run,
-        config=replace(options, run=RunOptions()),
+        config=config,
         command=command,
         accelerator=accelerator,
         evaluate=lambda: measure().metrics,

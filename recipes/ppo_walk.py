@@ -23,14 +23,14 @@ from align.ppo import PPO
 from align.rewards import Reward
 from align.sampler import Sampler
 from recipes import walk
-from recipes.common import RunOptions, execute, make_accelerator, recipe, save_result, tell
+from recipes.common import RunOptions, claim_directory, execute, make_accelerator, recipe, save_result, tell
 from recipes.warm_up import warm_up
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PPO_DEFAULTS = PPOConfig(
-    steps=500,
+    steps=400,
     prompts_per_step=128,
     epochs=2,
     minibatches=2,
@@ -53,11 +53,12 @@ class Options:
 
 def train(options: Options, command: Sequence[str]) -> int:
     """Run the recipe and return its exit code."""
-    directory = options.run.resolve("ppo_walk")
     accelerator = make_accelerator()
+    config = replace(options, run=RunOptions())
+    directory = claim_directory(options.run, "ppo_walk", config, accelerator)
     warm = directory / "warm-up" / "final"
-    config = replace(options, ppo=PPO_DEFAULTS, run=RunOptions())
-    settings = {"config": config, "steps": options.sft_steps, "seed": options.ppo.seed}
+    warm_config = replace(options, ppo=PPO_DEFAULTS, run=RunOptions())
+    settings = {"config": warm_config, "steps": options.sft_steps, "seed": options.ppo.seed}
     if not warm.exists() and (code := warm_up(options.run, warm.parent, command, accelerator, **settings)):
         return code
     algorithm, held_out = build(options, warm, accelerator)
@@ -76,7 +77,7 @@ def train(options: Options, command: Sequence[str]) -> int:
         algorithm,
         directory,
         options.run,
-        config=replace(options, run=RunOptions()),
+        config=config,
         command=command,
         accelerator=accelerator,
         evaluate=lambda: measure().metrics,

@@ -27,13 +27,16 @@ ROOT = Path(__file__).parent.parent
 class Forks:
     """Runs functions in forked children, one after another."""
 
-    def __init__(self, log: Path, *modules: str) -> None:
-        self.log = log
+    def __init__(
+        self, log: Path, *modules: str, directory: Path | None = None, environment: dict[str, str] | None = None
+    ) -> None:
+        self.log, self.directory = log, directory or Path.cwd()
         self.running: int | None = None
-        paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        environment = environment or dict(os.environ)
+        paths = [str(ROOT), *environment.get("PYTHONPATH", "").split(os.pathsep)]
         self.server = subprocess.Popen(
             [sys.executable, "-m", "tests.forks", *modules], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
         )  # fmt: skip
 
     def start(self, function: str, **arguments: Any) -> int:
@@ -44,7 +47,8 @@ class Forks:
                 os.kill(self.running, signal.SIGKILL)
             self.wait()
         self.log.write_text("")
-        self.server.stdin.write(json.dumps({"call": function, "with": arguments, "log": str(self.log)}) + "\n")
+        job = {"call": function, "with": arguments, "log": str(self.log), "directory": str(self.directory)}
+        self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
         self.running = int(self.server.stdout.readline())
         return self.running
@@ -73,13 +77,14 @@ class Forks:
 
 
 def child(job: dict[str, Any]) -> int:
-    """Do one job with its output in a file; what it returns, or exits with, is the exit code."""
+    """Do one job in its directory with its output in a file; what it returns, or exits with, is the exit code."""
+    os.chdir(job["directory"])
     with open(job["log"], "a") as log, redirect_stdout(log), redirect_stderr(log):
         try:
             module, _, name = job["call"].partition(":")
             return int(getattr(importlib.import_module(module), name)(**job["with"]) or 0)
         except SystemExit as exit:
-            return int(exit.code or 0)
+            return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
         except BaseException:
             traceback.print_exc()
             return 1

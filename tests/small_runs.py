@@ -52,6 +52,7 @@ def small_grpo(
     reward=share_of_letter,
     max_new_tokens=6,
     micro=10_000,
+    mixed_precision="no",
     **changes,
 ):
     policy, tokenizer = small_policy(lora=lora, double=double)
@@ -69,7 +70,8 @@ def small_grpo(
     sampler = Sampler(policy.model, tokenizer, config.sampling, eos_token_ids=[tokenizer.eos_token_id])
     prompts = tokenize_prompts(read_prompts(ROWS), tokenizer)
     reference = reference_of(policy) if kl else None
-    return GRPO(policy, sampler, prompts, [Reward(reward)], config, Accelerator(cpu=True), reference=reference)
+    accelerator = Accelerator(cpu=True, mixed_precision=mixed_precision)
+    return GRPO(policy, sampler, prompts, [Reward(reward)], config, accelerator, reference=reference)
 
 
 def small_ppo(

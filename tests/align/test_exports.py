@@ -31,7 +31,7 @@ def test_importing_the_package_loads_no_torch_and_importing_a_loss_no_transforme
 import sys
 import align
 assert "torch" not in sys.modules
-from align import grpo_loss, per_token
+from align import dpo_loss, grpo_loss, per_token
 loaded = {"transformers", "accelerate", "datasets", "peft", "gymnasium"} & set(sys.modules)
 assert not loaded, loaded
 """

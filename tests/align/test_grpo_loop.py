@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch.testing import assert_close
 
 from align.aggregate import per_fixed_length, per_sequence
@@ -44,6 +47,17 @@ def test_the_first_update_of_a_rollout_has_ratio_1_and_the_sampler_agrees_with_t
 def test_later_updates_of_a_rollout_are_clipped_against_the_sampling_policy():
     metrics = run(small_grpo(updates_per_rollout=4, clip_low=1e-4, clip_high=1e-4), 4)
     assert all(m["policy/clip_fraction"] > 0 for m in metrics[1:])
+
+
+def test_what_a_sequence_level_ratio_clips_are_whole_sequences_and_what_cispo_clips_is_nothing():
+    fractions = {}
+    for surrogate in (partial(sequence_ratio_loss, clip_low=1e-3, clip_high=1e-3), cispo_loss):
+        algorithm = small_grpo(updates_per_rollout=3)
+        algorithm.surrogate = surrogate
+        fractions[surrogate] = [m["policy/clip_fraction"] for m in run(algorithm, 3)]
+    gspo, cispo = fractions.values()
+    assert gspo[0] == 0 and gspo[1] > 0.1
+    assert cispo == [0, 0, 0]
 
 
 def test_leaving_out_rows_without_signal_changes_nothing_but_the_work():
@@ -166,3 +180,25 @@ def test_faults_of_a_reward_are_said_when_they_are_not_errors():
     algorithm.on_error = "zero"
     with pytest.warns(UserWarning, match="reward 'broken' failed on sample"):
         run(algorithm, 1)
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """Forget the precision of Accelerate's one state, before and after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_in_bfloat16_sampler_trainer_and_reference_share_their_arithmetic_and_the_weights_stay_float32(
+    fresh_accelerator,
+):
+    algorithm = small_grpo(kl=True, mixed_precision="bf16")
+    seen = []
+    algorithm.sampler.model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    metrics = run(algorithm, 2)
+    assert set(seen) == {torch.bfloat16}
+    assert all(m["policy/sampler_gap"] < 0.01 for m in metrics)
+    assert metrics[0]["kl/reference"] == pytest.approx(0, abs=1e-4)
+    assert {p.dtype for p in algorithm.trainer.unwrapped.parameters()} == {torch.float32}
+    assert all(m["optim/grad_norm"] > 0 for m in metrics)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.forks import Forks
 
 ROOT = Path(__file__).parent.parent.parent
 QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
@@ -21,29 +21,22 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, **QUIET, "PYTHONPATH": str(ROOT), **more}
 
 
-class Align:
+IMPORTED = (
+    "peft", "accelerate", "rich.live", "tyro", "recipes.cli", "recipes.grpo", "recipes.sft", "recipes.evaluate",
+    "transformers.models.qwen3.modeling_qwen3", "transformers.models.auto.modeling_auto", "transformers.generation",
+    "transformers.tokenization_utils_tokenizers", "align.runs.report",
+)  # fmt: skip
+
+
+class Align(Forks):
     """The command line, run in forked children of one server, in one working directory."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("forks.py"))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
-        )  # fmt: skip
+        super().__init__(directory / "log", *IMPORTED, directory=directory, environment=environment())
 
     def start(self, *arguments: object) -> int:
         """Start a command; return the child's pid."""
-        assert self.server.stdin and self.server.stdout
-        job = {"arguments": list(map(str, arguments)), "cwd": str(self.directory), "log": str(self.log)}
-        self.log.write_text("")
-        self.server.stdin.write(json.dumps(job) + "\n")
-        self.server.stdin.flush()
-        return int(self.server.stdout.readline())
-
-    def wait(self) -> int:
-        """Wait for the child; return its exit code, negative for a signal."""
-        assert self.server.stdout
-        return int(self.server.stdout.readline())
+        return super().start("recipes.cli:main", arguments=list(map(str, arguments)))
 
     def __call__(self, *arguments: object, code: int = 0) -> str:
         """Run a command to its end, expect an exit code, and return what it said."""
@@ -52,14 +45,6 @@ class Align:
         assert ended == code, self.said
         assert code != 2 or "Traceback" not in self.said, self.said
         return self.said
-
-    @property
-    def log(self) -> Path:
-        return self.directory / "log"
-
-    @property
-    def said(self) -> str:
-        return self.log.read_text()
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +81,4 @@ def turn(role: str, content: str) -> dict[str, str]:
 def align(place: Path) -> Iterator[Align]:
     command = Align(place)
     yield command
-    assert command.server.stdin
-    command.server.stdin.close()
-    command.server.wait(timeout=30)
+    command.close()
