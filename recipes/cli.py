@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 TRAINING = {
     "sft": ("recipes.sft", "SFTOptions", "fine-tune a model on demonstrations"),
     "grpo": ("recipes.grpo", "GRPOOptions", "train a model on prompts and rewards"),
+    "ppo": ("recipes.ppo", "PPOOptions", "train a model on prompts and rewards, with a value head"),
     "eval": ("recipes.evaluate", "EvalOptions", "measure a model: mean rewards on prompts"),
 }
 """Command -> the file that does it, its options in recipes.options, and what it does."""
