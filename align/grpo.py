@@ -176,6 +176,7 @@ class GRPO:
     advantages: (rewards [B], group_size) -> [B], such as `centre_by_group`.
     average: from the loss per token to one number, such as `align.aggregate.per_sequence`.
     reference: as `align.models.reference_of` gives it; needed if and only if kl_coef is not 0.
+    penalty: what is taken off each completion's reward, [B] of rollouts, such as `align.surrogates.kl_penalty`.
     on_error: what a reward that fails on a sample does: "error" stops, "skip" leaves the sample out, "zero" gives 0.
     """
 
@@ -192,6 +193,7 @@ class GRPO:
         advantages: Callable[[Tensor, int], Tensor] = standardize_by_group,
         average: Average = per_token,
         reference: Reference | None = None,
+        penalty: Callable[[Rollouts], Tensor] | None = None,
         on_error: Literal["error", "skip", "zero"] = "error",
     ) -> None:
         if (reference is None) != (config.kl_coef == 0):
@@ -210,6 +212,7 @@ class GRPO:
         self.trainer = Trainer(policy, config.optimizer, accelerator, config.steps)
         self.surrogate = surrogate or partial(grpo_loss, clip_low=config.clip_low, clip_high=config.clip_high)
         self.advantages, self.average, self.reference = advantages, average, reference
+        self.penalty = penalty
         self.on_error: Literal["error", "skip", "zero"] = on_error
         self.step, self.total_steps = 0, config.steps
         self.update = 0  # updates already taken on the current rollouts
@@ -263,7 +266,8 @@ class GRPO:
         prompts, size, seed = self._prompts_of(numbers), self.config.group_size, self.config.seed
         with self.accelerator.autocast():  # the arithmetic of the trainer, or the two would disagree
             rollouts = self.sampler.sample(prompts, group_size=size, seed=seed, step=self.step, numbers=numbers)
-        return score_rollouts(rollouts, self.rewards, on_error=self.on_error)
+        scored = score_rollouts(rollouts, self.rewards, on_error=self.on_error)
+        return replace(scored, rewards=scored.rewards - self.penalty(scored)) if self.penalty else scored
 
     def _prompts_of(self, numbers: Sequence[int]) -> Prompts:
         rows = rows_at(self.position, max(numbers, default=-1) + 1, len(self.prompts), self.config.seed)
