@@ -165,16 +165,12 @@ class PPOConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         _not_negative(self, "clip_low", "clip_high", "entropy_coef")
         _above_0_or_none(self, "kl_limit")
-        if self.minibatches > self.completions:
+        completions = self.prompts_per_step * self.group_size
+        if self.minibatches > completions:
             raise ValueError(
-                f"minibatches is {self.minibatches}, more than the {self.completions} completions of a rollout: "
+                f"minibatches is {self.minibatches}, more than the {completions} completions of a rollout: "
                 "lower it, or raise prompts_per_step or group_size"
             )
-
-    @property
-    def completions(self) -> int:
-        """Completions of one rollout, over all processes."""
-        return self.prompts_per_step * self.group_size
 
 
 @dataclass(frozen=True)

@@ -397,11 +397,10 @@ class PPO:
 
         The shares are a pure function of the seed and the step at which the epoch began. [b]
         """
-        epoch_began = self.step - self.update % self.config.minibatches
-        order = epoch_order(self.config.completions, self.config.seed, epoch_began)
+        epoch_began, size = self.step - self.update % self.config.minibatches, self.config.group_size
+        order = epoch_order(self.config.prompts_per_step * size, self.config.seed, epoch_began)
         chosen = set(order[self.update % self.config.minibatches :: self.config.minibatches])
-        size, numbers = self.config.group_size, experience.rollouts.numbers
-        everyone = [number * size + sample for number in numbers for sample in range(size)]
+        everyone = [number * size + sample for number in experience.rollouts.numbers for sample in range(size)]
         learned = experience.targets.action_mask.any(dim=1).tolist()
         rows = [row for row, name in enumerate(everyone) if name in chosen and learned[row]]
         return torch.tensor(rows, dtype=torch.int64)
