@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from align.grpo import ratio_weighted_k3 as ratio_weighted_k3
     from align.grpo import standardize_by_group as standardize_by_group
     from align.logprobs import token_logprobs as token_logprobs
+    from align.ppo import completion_advantages as completion_advantages
+    from align.ppo import kl_penalised_rewards as kl_penalised_rewards
     from align.preferences import apo_down_loss as apo_down_loss
     from align.preferences import apo_zero_loss as apo_zero_loss
     from align.preferences import bradley_terry_loss as bradley_terry_loss
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from align.preferences import robust_loss as robust_loss
     from align.preferences import simpo_loss as simpo_loss
     from align.surrogates import cispo_loss as cispo_loss
+    from align.surrogates import leave_one_out as leave_one_out
     from align.surrogates import sequence_ratio_loss as sequence_ratio_loss
 
 __distribution__ = "align-rl"
@@ -45,13 +48,16 @@ _MODULE_OF = {
     "bradley_terry_loss": "preferences",
     "centre_by_group": "grpo",
     "cispo_loss": "surrogates",
+    "completion_advantages": "ppo",
     "dpo_loss": "preferences",
     "dpo_margins": "preferences",
     "fixed_length_mean": "aggregate",
     "grpo_loss": "grpo",
     "hinge_loss": "preferences",
     "ipo_loss": "preferences",
+    "kl_penalised_rewards": "ppo",
     "kto_loss": "preferences",
+    "leave_one_out": "surrogates",
     "logistic_loss": "preferences",
     "orpo_loss": "preferences",
     "per_fixed_length": "aggregate",

@@ -6,6 +6,7 @@ lengths, so the padding id is never looked at and may equal EOS.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -179,6 +180,22 @@ class Rollouts:
             for row, text in enumerate(self.texts)
         ]
 
+    def sums(self) -> dict[str, Tensor]:
+        """Return what `means_of` needs, to be added up over processes."""
+        valid = self.rewards[~self.rewards.isnan()].double()
+        sums = {
+            "completions": torch.tensor(len(self)),
+            "tokens": self.sequences.action_mask.sum(),
+            "entropy": self.entropy.sum(),
+            "truncated": (~self.terminated).sum(),
+            "valid": torch.tensor(len(valid)),
+            "reward": valid.sum(),
+            "square": valid.square().sum(),
+        }
+        for name, part in self.parts.items():
+            sums[f"part {name}"], sums[f"valid {name}"] = part.nansum(), (~part.isnan()).sum()
+        return sums
+
     def state(self) -> dict[str, Any]:
         """Return everything but the prompts, which their numbers tell, as tensors and plain values."""
         return {
@@ -202,6 +219,22 @@ class Rollouts:
         rest = dict(state)
         sequences = Sequences(rest.pop("input_ids"), rest.pop("lengths"), rest.pop("action_mask"))
         return cls(prompts=prompts, sequences=sequences, **rest)
+
+
+def means_of(sums: dict[str, float]) -> dict[str, float]:
+    """Return the metrics that all algorithms report of their rollouts, from their `sums` over all processes."""
+    mean = sums["reward"] / sums["valid"] if sums["valid"] else math.nan
+    variance = (sums["square"] - sums["valid"] * mean**2) / max(sums["valid"] - 1, 1)
+    parts = [name.removeprefix("valid ") for name in sums if name.startswith("valid ") and sums[name]]  # no empty mean
+    return {
+        "reward/mean": mean,
+        "reward/std": max(variance, 0.0) ** 0.5,
+        **{f"reward/{name}": sums[f"part {name}"] / sums[f"valid {name}"] for name in parts},
+        "completion/length": sums["tokens"] / sums["completions"],
+        "completion/truncated": sums["truncated"] / sums["completions"],
+        "policy/entropy": sums["entropy"] / sums["tokens"],
+        "tokens/generated": sums["tokens"],
+    }
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> list[int]:

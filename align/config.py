@@ -150,6 +150,100 @@ class KTOConfig:
 
 
 @dataclass(frozen=True)
+class TokenRewardConfig:
+    """What PPO is paid: the score on the last action, minus a KL penalty on every action."""
+
+    kl_coef: float = 0.05
+    """Weight of the KL to the starting policy in the reward, at first where kl_target is set; 0 needs no reference."""
+    kl_target: float | None = None
+    """KL per completion, nats, towards which kl_coef is adapted after every rollout; None keeps kl_coef."""
+    missing_eos_penalty: float = 0.0
+    """Taken off the score, once normalised, of a completion that max_new_tokens cut before an EOS."""
+    truncated: Literal["ended", "bootstrapped", "left-out"] = "ended"
+    """A completion cut by max_new_tokens is scored as if it had ended; or is not scored and bootstraps from the value
+    of its last state; or is left out of the loss and its denominator."""
+    normalise_scores: bool = False
+    """Shift and scale scores by the mean and standard deviation of all scores so far."""
+    score_clip: float | None = None
+    """Scores, once normalised, are clipped to [-score_clip, score_clip]; None does not clip."""
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "kl_coef", "missing_eos_penalty")
+        _above_0_or_none(self, "kl_target", "score_clip")
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("kl_target needs a kl_coef above 0 to begin with: a factor never moves a 0")
+        if self.truncated != "ended" and self.missing_eos_penalty:
+            raise ValueError(
+                f"missing_eos_penalty belongs to completions that are scored, but truncated is {self.truncated!r}: "
+                'set it to 0, or truncated to "ended"'
+            )
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The value head: what it is to predict, and its part in the loss."""
+
+    gamma: float = 1.0
+    """Discount per token; 1 makes the return of a completion its score minus its KL penalty."""
+    lam: float = 0.95
+    """Lambda of generalised advantages: 0 trusts the critic alone, 1 the sampled returns alone."""
+    value_coef: float = 0.5
+    """Weight of the value loss beside the policy loss."""
+    value_clip: float | None = 0.2
+    """Values that moved by more than this from those of the rollout earn nothing; None does not clip."""
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        _not_negative(self, "value_coef")
+        _above_0_or_none(self, "value_clip")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation of score - kl_coef * KL(policy || starting policy)."""
+
+    steps: int = 500
+    """Optimizer steps."""
+    prompts_per_step: int = 64
+    """Prompts of one rollout, over all processes."""
+    group_size: int = 1
+    """Completions sampled per prompt."""
+    epochs: int = 2
+    """Times that each rollout is gone through."""
+    minibatches: int = 2
+    """Optimizer steps of an epoch, each on its share of the rollout's completions."""
+    clip_low: float = 0.2
+    """The ratio is clipped below 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio is clipped above 1 + clip_high."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus; 0 never computes an entropy for it."""
+    kl_limit: float | None = None
+    """A rollout is used no further once an update showed a KL to the policy that sampled above this, nats per token."""
+    seed: int = 0
+    """Seed of the order of the prompts, of the minibatches and of every sampled token."""
+    token_rewards: TokenRewardConfig = field(default_factory=TokenRewardConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "prompts_per_step", "group_size", "epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _not_negative(self, "clip_low", "clip_high", "entropy_coef")
+        _above_0_or_none(self, "kl_limit")
+        completions = self.prompts_per_step * self.group_size
+        if self.minibatches > completions:
+            raise ValueError(
+                f"minibatches is {self.minibatches}, more than the {completions} completions of a rollout: "
+                "lower it, or raise prompts_per_step or group_size"
+            )
+
+
+@dataclass(frozen=True)
 class GRPOConfig:
     """Group-relative policy optimisation."""
 
@@ -188,3 +282,16 @@ class GRPOConfig:
         for name in ("clip_low", "clip_high", "kl_coef", "max_redraws", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+def _not_negative(config: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must not be negative, got {getattr(config, name)}")
+
+
+def _above_0_or_none(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be above 0, or None, got {value}")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from align.aggregate import token_mean
 from align.batch import Sequences, rows_at
 from align.config import DPOConfig
+from align.logprobs import TokenLogprobs
 from align.pairs import Pairs
 from align.preferences import dpo_loss, summed
 from align.training import Trainer, cut_by_tokens
@@ -83,7 +84,8 @@ class DPO:
         mask = sequences.action_mask
         tokens = self.trainer.sum_over_processes({"all": mask.sum(), "chosen": mask[::2].sum()})
 
-        def loss_of(logprobs: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss_of(said: TokenLogprobs, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            logprobs = said.logprobs
             batch = sequences.select(rows).to(logprobs.device)
             losses, sums = self._compare(batch, logprobs)
             imitated = token_mean(-logprobs[::2], batch.action_mask[::2], denominator=tokens["chosen"])

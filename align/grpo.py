@@ -7,7 +7,6 @@ named: others are in `align.surrogates`, averages in `align.aggregate`. k3 witho
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from align.aggregate import Average, per_token
-from align.batch import Prompts, Rollouts, rows_at
+from align.batch import Prompts, Rollouts, means_of, rows_at
 from align.config import GRPOConfig
+from align.logprobs import TokenLogprobs
 from align.models import Reference, disable_dropout
 from align.rewards import Reward, check_rewards, score_rollouts
 from align.sampler import Sampler
@@ -175,6 +175,7 @@ class GRPO:
     advantages: (rewards [B], group_size) -> [B], such as `centre_by_group`.
     average: from the loss per token to one number, such as `align.aggregate.per_sequence`.
     reference: as `align.models.reference_of` gives it; needed if and only if kl_coef is not 0.
+    penalty: what is taken off each completion's reward, [B] of rollouts, such as `align.surrogates.kl_penalty`.
     on_error: what a reward that fails on a sample does: "error" stops, "skip" leaves the sample out, "zero" gives 0.
     """
 
@@ -191,6 +192,7 @@ class GRPO:
         advantages: Callable[[Tensor, int], Tensor] = standardize_by_group,
         average: Average = per_token,
         reference: Reference | None = None,
+        penalty: Callable[[Rollouts], Tensor] | None = None,
         on_error: Literal["error", "skip", "zero"] = "error",
     ) -> None:
         if (reference is None) != (config.kl_coef == 0):
@@ -216,6 +218,7 @@ class GRPO:
         self.trainer = Trainer(policy, config.optimizer, accelerator, config.steps)
         self.surrogate = surrogate or partial(grpo_loss, clip_low=config.clip_low, clip_high=config.clip_high)
         self.advantages, self.average, self.reference = advantages, average, reference
+        self.penalty = penalty
         self.on_error: Literal["error", "skip", "zero"] = on_error
         self.step, self.total_steps = 0, config.steps
         self.update = 0  # updates already taken on the current rollouts
@@ -269,7 +272,8 @@ class GRPO:
         prompts, size, seed = self._prompts_of(numbers), self.config.group_size, self.config.seed
         with self.accelerator.autocast():  # the arithmetic of the trainer, or the two would disagree
             rollouts = self.sampler.sample(prompts, group_size=size, seed=seed, step=self.step, numbers=numbers)
-        return score_rollouts(rollouts, self.rewards, on_error=self.on_error)
+        scored = score_rollouts(rollouts, self.rewards, on_error=self.on_error)
+        return replace(scored, rewards=scored.rewards - self.penalty(scored)) if self.penalty else scored
 
     def _prompts_of(self, numbers: Sequence[int]) -> Prompts:
         rows = rows_at(self.position, max(numbers, default=-1) + 1, len(self.prompts), self.config.seed)
@@ -293,8 +297,9 @@ class GRPO:
         sequences = replace(rollouts.sequences, action_mask=action_mask).select(kept)
         advantages, sampler_logprobs = advantages[kept], rollouts.logprobs[kept]
 
-        def loss_of(logprobs: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            batch, device = sequences.select(rows).to(logprobs.device), logprobs.device
+        def loss_of(said: TokenLogprobs, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            logprobs, device = said.logprobs, said.logprobs.device
+            batch = sequences.select(rows).to(device)
             mask, sampled = batch.action_mask, sampler_logprobs[rows, : logprobs.shape[1]].to(device)
             # The weights that sampled are still the policy's in the first update: the ratio is 1 without rounding.
             old_logprobs = logprobs.detach() if self.update == 0 else sampled
@@ -324,34 +329,9 @@ class GRPO:
 
     def _describe(self, rollouts: Rollouts) -> dict[str, float]:
         """Return the metrics of a rollout, over all processes."""
-        valid = rollouts.rewards[~rollouts.rewards.isnan()].double()
-        local = {
-            "completions": torch.tensor(len(rollouts)),
-            "groups": torch.tensor(len(rollouts.numbers)),
-            "silent": self._silent(rollouts).sum(),
-            "tokens": rollouts.sequences.action_mask.sum(),
-            "entropy": rollouts.entropy.sum(),
-            "truncated": (~rollouts.terminated).sum(),
-            "valid": torch.tensor(len(valid)),
-            "reward": valid.sum(),
-            "square": valid.square().sum(),
-        }
-        for name, part in rollouts.parts.items():
-            local[f"part {name}"], local[f"valid {name}"] = part.nansum(), (~part.isnan()).sum()
-        sums = self.trainer.sum_over_processes(local)
-        mean = sums["reward"] / sums["valid"] if sums["valid"] else math.nan
-        variance = (sums["square"] - sums["valid"] * mean**2) / max(sums["valid"] - 1, 1)
-        return {
-            "reward/mean": mean,
-            "reward/std": max(variance, 0.0) ** 0.5,
-            # what applied to nothing has no mean
-            **{f"reward/{n}": sums[f"part {n}"] / sums[f"valid {n}"] for n in rollouts.parts if sums[f"valid {n}"]},
-            "group/silent": sums["silent"] / sums["groups"],
-            "completion/length": sums["tokens"] / sums["completions"],
-            "completion/truncated": sums["truncated"] / sums["completions"],
-            "policy/entropy": sums["entropy"] / sums["tokens"],
-            "tokens/generated": sums["tokens"],
-        }
+        groups = {"groups": torch.tensor(len(rollouts.numbers)), "silent": self._silent(rollouts).sum()}
+        sums = self.trainer.sum_over_processes(rollouts.sums() | groups)
+        return means_of(sums) | {"group/silent": sums["silent"] / sums["groups"]}
 
     def examples(self) -> list[dict[str, Any]]:
         """Return this process's last rollouts as plain values, for the console and the report."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from align.batch import Sequences, rows_at
 from align.config import KTOConfig
 from align.data import Examples
+from align.logprobs import TokenLogprobs
 from align.pairs import Feedback
 from align.preferences import kto_loss, summed
 from align.training import Trainer, cut_by_tokens
@@ -89,7 +90,8 @@ class KTO:
         liked = torch.tensor([self.data.labels[row] for row in rows[mine]], dtype=torch.bool)
         reference_point = self._reference_point(mismatched(self.data.examples, rows).select(range(count)[mine]), count)
 
-        def loss_of(logprobs: Tensor, micro_batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss_of(said: TokenLogprobs, micro_batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            logprobs = said.logprobs
             batch, labels = sequences.select(micro_batch).to(logprobs.device), liked[micro_batch].to(logprobs.device)
             log_ratios = self._log_ratios(batch, logprobs)
             losses = kto_loss(

@@ -24,10 +24,14 @@ HEAD_BYTES = 256 * 2**20
 
 
 class TokenLogprobs(NamedTuple):
-    """log pi(token_t | the tokens before it) and, where asked for, that distribution's entropy; nats, [B, T]."""
+    """log pi(token_t | the tokens before it) and, where asked for, that distribution's entropy; nats, [B, T].
+
+    values: where there is a value head, what it says of the tokens before t: of the state acted in. [B, T]
+    """
 
     logprobs: Tensor
     entropy: Tensor | None
+    values: Tensor | None = None
 
 
 class Policy(nn.Module):
@@ -55,6 +59,7 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     entropy: bool = False,
+    value_head: nn.Module | None = None,
 ) -> TokenLogprobs:
     """Compute the log-probability of each action under a causal LM.
 
@@ -72,12 +77,14 @@ def token_logprobs(
             that could predict it and counts as False.
         temperature: divides the logits.
         entropy: also return the entropy of each action's distribution.
+        value_head: also return what it makes of the hidden states that the actions are predicted from. [N, H] -> [N]
 
     Returns:
         float32 tensors, 0 where the mask is False.
 
     Raises:
-        ValueError: if the masks differ in shape from the ids, or the temperature is not above 0.
+        ValueError: if the masks differ in shape from the ids, the temperature is not above 0, or there is a value head
+            and the model gives no hidden states.
     """
     for name, mask in (("attention_mask", attention_mask), ("action_mask", action_mask)):
         if mask is not None and mask.shape != input_ids.shape:
@@ -94,12 +101,15 @@ def token_logprobs(
 
     causal_lm = base_model(model)
     hidden = _hidden_states(causal_lm, input_ids, attention_mask)[rows, columns]  # [N, H]
-    values = _head_logprobs(causal_lm, hidden, input_ids[rows, columns + 1], temperature, entropy)  # [N, 1 or 2]
+    said = _head_logprobs(causal_lm, hidden, input_ids[rows, columns + 1], temperature, entropy)  # [N, 1 or 2]
+    if value_head is not None and not _HEAD_STANDS_ALONE[causal_lm]:
+        raise ValueError(f"{type(causal_lm).__name__}: gives no hidden states for a value head; use GRPO, or RLOO")
 
     def laid_out(flat: Tensor) -> Tensor:
         return flat.new_zeros(input_ids.shape).index_put((rows, columns + 1), flat)
 
-    return TokenLogprobs(laid_out(values[:, 0]), laid_out(values[:, 1]) if entropy else None)
+    values = None if value_head is None else laid_out(value_head(hidden))
+    return TokenLogprobs(laid_out(said[:, 0]), laid_out(said[:, 1]) if entropy else None, values)
 
 
 def position_ids_of(attention_mask: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from align.aggregate import token_mean
 from align.batch import rows_at
 from align.config import SFTConfig
 from align.data import Examples
+from align.logprobs import TokenLogprobs
 from align.training import Trainer, cut_by_tokens
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ class SFT:
         sequences = self.data.select(rows[self.accelerator.process_index :: self.accelerator.num_processes])
         tokens = self.trainer.sum_over_processes({"tokens": sequences.action_mask.sum()})["tokens"]
 
-        def loss_of(logprobs: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            mask = sequences.select(rows).action_mask.to(logprobs.device)
-            return token_mean(sft_loss(logprobs), mask, denominator=tokens), {}
+        def loss_of(said: TokenLogprobs, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            mask = sequences.select(rows).action_mask.to(said.logprobs.device)
+            return token_mean(sft_loss(said.logprobs), mask, denominator=tokens), {}
 
         result = self.trainer.step(sequences, loss_of, step=self.step)
         self.step += 1

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from align.batch import Sequences
 from align.config import OptimizerConfig
+from align.logprobs import TokenLogprobs
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
-"""(logprobs [b, t], rows [b]) -> the micro-batch's part of the step's loss, and sums to add up over the step."""
+Loss = Callable[[TokenLogprobs, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""(what the policy says [b, t], rows [b]) -> the micro-batch's part of the step's loss, and sums over it to add up."""
 
 
 class NonFiniteError(ArithmeticError):
@@ -63,7 +64,7 @@ class Trainer:
 
         Args:
             sequences: rows to learn from. [B, T]
-            loss_of: called once a micro-batch with the log-probabilities of its actions.
+            loss_of: called once a micro-batch with what the policy says of its actions.
             step: optimizer steps taken so far; sets the learning rate.
             together: neighbouring rows that stay in one micro-batch, in their order, as the two of a pair must.
 
@@ -103,8 +104,11 @@ class Trainer:
         else:
             # A process without rows still needs a loss, or it skips backward() and the others wait for ever.
             batch = Sequences.from_lists([[0, 0]], [[False, False]]).to(self.accelerator.device)
-        logprobs = self.policy(batch.input_ids, batch.action_mask).logprobs
-        loss, sums = loss_of(logprobs, rows) if len(rows) else (logprobs.sum(), {})
+        said: TokenLogprobs = self.policy(batch.input_ids, batch.action_mask)
+        if len(rows):
+            loss, sums = loss_of(said, rows)
+        else:
+            loss, sums = torch.stack([each.sum() for each in said if each is not None]).sum(), {}
         self.accelerator.backward(loss * self.accelerator.num_processes)  # the gradients are averaged over processes
         return {"loss": loss.detach(), **sums}
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from align.config import DPOConfig, GRPOConfig, KTOConfig, SamplingConfig, SFTConfig
+from align.config import DPOConfig, GRPOConfig, KTOConfig, PPOConfig, SamplingConfig, SFTConfig
 from recipes.common import RunOptions
 
 Names = Annotated[
@@ -228,6 +228,21 @@ class GRPOOptions:
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     held_out: HeldOutOptions = field(default_factory=HeldOutOptions)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+@dataclass(frozen=True)
+class PPOOptions:
+    """Train a model with PPO: prefer what is rewarded above what the value head expected, near the starting policy.
+
+    The trained model is saved to <directory>/final, its value head beside it, from which a further run goes on.
+    """
+
+    model: ModelOptions
+    data: PromptOptions
+    reward: RewardOptions
+    held_out: HeldOutOptions = field(default_factory=HeldOutOptions)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
     run: RunOptions = field(default_factory=RunOptions)
 
 

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from accelerate import Accelerator
 
-from align.config import DPOConfig, GRPOConfig, KTOConfig, OptimizerConfig, SamplingConfig, SFTConfig
+from align.config import (
+    CriticConfig,
+    DPOConfig,
+    GRPOConfig,
+    KTOConfig,
+    OptimizerConfig,
+    PPOConfig,
+    SamplingConfig,
+    SFTConfig,
+    TokenRewardConfig,
+)
+from align.critic import ActorCritic
 from align.data import Examples, read_prompts, tokenize_prompts
 from align.dpo import DPO
 from align.grpo import GRPO
@@ -12,6 +25,7 @@ from align.kto import KTO
 from align.logprobs import Policy
 from align.models import add_lora, disable_dropout, reference_of
 from align.pairs import Feedback, Pairs
+from align.ppo import PPO
 from align.preferences import summed
 from align.rewards import Reward
 from align.sampler import Sampler
@@ -27,13 +41,13 @@ def share_of_letter(prompts, completions, letter):
     return [sum(c in "abcdefghij" for c in text) / 8 for text in completions]
 
 
-def small_policy(*, lora: bool = False, double: bool = False) -> tuple[Policy, object]:
+def small_policy(*, lora: bool = False, double: bool = False, kind: Any = Policy) -> tuple[Any, Any]:
     tokenizer = tiny_tokenizer()
     model = tiny_model(vocab_size=len(tokenizer), initializer_range=0.1)
     model = model.double() if double else model
     model.config.eos_token_id = tokenizer.eos_token_id
     disable_dropout(model)
-    return Policy(add_lora(model, rank=4) if lora else model), tokenizer
+    return kind(add_lora(model, rank=4) if lora else model), tokenizer
 
 
 def small_grpo(
@@ -64,6 +78,39 @@ def small_grpo(
     reference = reference_of(policy) if kl else None
     accelerator = Accelerator(cpu=True, mixed_precision=mixed_precision)
     return GRPO(policy, sampler, prompts, [Reward(reward)], config, accelerator, reference=reference)
+
+
+def small_ppo(
+    *,
+    lora: bool = False,
+    double: bool = False,
+    kl: bool = True,
+    reward=share_of_letter,
+    max_new_tokens=6,
+    micro=10_000,
+    learning_rate=1e-2,
+    token_rewards=None,
+    critic=None,
+    reference=None,
+    **changes,
+):
+    policy, tokenizer = small_policy(lora=lora, double=double, kind=ActorCritic)
+    config = PPOConfig(
+        **{
+            "steps": 6,
+            "prompts_per_step": 8,
+            "group_size": 2,
+            "token_rewards": TokenRewardConfig(**{"kl_coef": 0.1 if kl else 0.0, **(token_rewards or {})}),
+            "critic": CriticConfig(**(critic or {})),
+            "sampling": SamplingConfig(max_new_tokens=max_new_tokens),
+            "optimizer": OptimizerConfig(learning_rate=learning_rate, tokens_per_micro_batch=micro),
+            **changes,
+        }
+    )
+    sampler = Sampler(policy.model, tokenizer, config.sampling, eos_token_ids=[tokenizer.eos_token_id])
+    prompts = tokenize_prompts(read_prompts(ROWS), tokenizer)
+    reference = reference or (reference_of(policy) if kl else None)
+    return PPO(policy, sampler, prompts, [Reward(reward)], config, Accelerator(cpu=True), reference=reference)
 
 
 def small_sft(*, lora: bool = False, double: bool = False, micro: int = 10_000, **changes):

@@ -12,13 +12,18 @@ import torch.multiprocessing as mp
 from torch.testing import assert_close
 
 from align.config import OptimizerConfig
-from tests.small_runs import share_of_letter, small_dpo, small_grpo, small_kto, small_sft
+from tests.small_runs import share_of_letter, small_dpo, small_grpo, small_kto, small_ppo, small_sft
 
 
 def sometimes(prompts, completions, letter):
     return [
         float(len(text) % 2) if prompt[0] in "abc" else 1.0 for prompt, text in zip(prompts, completions, strict=True)
     ]
+
+
+def partial_scores(prompts, completions, letter):
+    """Give a score that not every completion has."""
+    return [None if "q" in text else len(set(text)) / 6 for text in completions]
 
 
 # Adam divides by the size of the gradient, so an entry whose gradient is all rounding moves by up to a learning rate:
@@ -52,6 +57,23 @@ CASES = {
         double=True,
     ),
     "grpo": lambda: small_grpo(optimizer=OPTIMIZER, steps=5, reward=share_of_letter),
+    "ppo fixed rollouts": lambda: small_ppo(optimizer=OPTIMIZER, steps=20, epochs=10, entropy_coef=0.01),
+    "ppo": lambda: small_ppo(
+        optimizer=OPTIMIZER,
+        steps=10,
+        prompts_per_step=7,
+        reward=partial_scores,
+        token_rewards={"kl_target": 0.01, "normalise_scores": True, "score_clip": 2.0, "missing_eos_penalty": 0.1},
+    ),
+    "ppo lora, stopped early, bootstrapped": lambda: small_ppo(
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        steps=8,
+        lora=True,
+        double=True,
+        epochs=4,
+        kl_limit=1e-4,
+        token_rewards={"truncated": "bootstrapped"},
+    ),
 }
 
 

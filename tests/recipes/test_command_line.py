@@ -25,7 +25,7 @@ def python(code: str, cwd: Path | None = None, **more: str) -> subprocess.Comple
     return subprocess.run(words, capture_output=True, text=True, check=False, env=environment(**more), cwd=cwd)
 
 
-@pytest.mark.parametrize("arguments", [[], ["grpo"], ["sft"], ["eval"], ["doctor"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [[], ["grpo"], ["ppo"], ["sft"], ["eval"], ["doctor"]], ids=" ".join)
 def test_help_answers_at_once_and_loads_nothing_heavy(arguments: list[str]):
     code = (
         f"import sys\nfrom recipes.cli import main\ntry:\n    main({[*arguments, '--help']})\nexcept SystemExit: pass\n"

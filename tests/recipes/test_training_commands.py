@@ -31,9 +31,11 @@ GRPO = (
 )
 
 
+PPO = ("ppo", *GRPO[1:])
+
+
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    (file,) = (run / "final").glob("*.safetensors")
-    return load_file(file)
+    return {name: value for file in (run / "final").glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:
@@ -48,16 +50,18 @@ def same(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "more",
+    "command",
     [
-        (),
-        ("--lora-rank", 4, "--kl-coef", 0.1),
-        ("--updates-per-rollout", 2, "--eval-data", "few.jsonl", "--evaluate-every", 2),
+        GRPO,
+        (*GRPO, "--lora-rank", 4, "--kl-coef", 0.1),
+        (*GRPO, "--updates-per-rollout", 2, "--eval-data", "few.jsonl", "--evaluate-every", 2),
+        (*PPO, "--kl-target", 0.01, "--normalise-scores", "--kl-limit", 0.01),
+        (*PPO, "--lora-rank", 4, "--kl-target", 0.01, "--normalise-scores", "--missing-eos-penalty", 0.1),
     ],
-    ids=["all weights", "lora", "rollouts used twice, evaluated"],
+    ids=["all weights", "lora", "rollouts used twice, evaluated", "ppo", "ppo lora"],
 )
-def test_a_run_killed_at_any_instant_resumes_to_the_weights_of_one_that_was_not(align: Align, tmp_path: Path, more):
-    arguments = (*GRPO, "--steps", 20, "--save-every", 1, *more)
+def test_a_run_killed_at_any_instant_resumes_to_the_weights_of_one_that_was_not(align: Align, tmp_path: Path, command):
+    arguments = (*command, "--steps", 20, "--save-every", 1)
     align(*arguments, "--directory", tmp_path / "whole")
     killed = tmp_path / "killed"
     for _ in range(2):
@@ -85,6 +89,18 @@ def test_what_grpo_saves_is_loaded_by_pipeline_and_peft(align: Align, tmp_path: 
     assert told["generated_text"][-1]["role"] == "assistant"
     adapted = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "lora" / "final")  # from any working directory
     assert adapted.generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=2).shape[0] == 1
+
+
+@pytest.mark.parametrize("lora", [(), ("--lora-rank", 4)], ids=["all weights", "lora"])
+def test_ppo_saves_a_value_head_beside_the_model_from_which_a_further_run_goes_on(align: Align, tmp_path: Path, lora):
+    align(*PPO, *lora, "--steps", 8, "--directory", tmp_path / "first")
+    final = tmp_path / "first" / "final"
+    head = load_file(final / "value_head.safetensors")
+    assert head["weight"].abs().max() > 0
+    align("ppo", "--model", final, *PPO[3:], "--steps", 1, "--learning-rate", 1e-12, "--directory", tmp_path / "second")
+    for name, value in load_file(tmp_path / "second" / "final" / "value_head.safetensors").items():
+        assert torch.allclose(value, head[name], atol=1e-9)
+    align("eval", "--model", final, "--data", "few.jsonl", "--reward", "exact_answer", "--max-new-tokens", 4)
 
 
 @pytest.mark.parametrize("data", ["pairs", "chats"])

@@ -25,7 +25,8 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory):
-    served = Forks(tmp_path_factory.mktemp("walk") / "log", "recipes.grpo_walk", "accelerate", "transformers")
+    modules = ("recipes.grpo_walk", "recipes.ppo_walk", "accelerate", "transformers")
+    served = Forks(tmp_path_factory.mktemp("walk") / "log", *modules)
     yield served
     served.close()
 
@@ -48,6 +49,29 @@ def test_a_small_run_leaves_a_report_a_model_and_its_numbers(whole):
     assert [line["step"] for line in lines] == list(range(13))
     assert {"eval/reward/right_square", "eval/reward/thinks"} <= set(lines[0]) & set(lines[-1])
     assert any((value != weights(whole / "warm-up")[name]).any() for name, value in weights(whole).items())
+
+
+def test_ppo_starts_where_grpo_does_and_leaves_a_value_head(forks, whole, tmp_path):
+    some = [
+        "--prompts-per-step",
+        "32",
+        "--group-size",
+        "8",
+        "--steps",
+        "8",
+        "--sft-steps",
+        "25",
+        "--evaluate-every",
+        "0",
+        "--quiet",
+    ]
+    assert forks.do("recipes.ppo_walk:main", arguments=[*some, "--directory", str(tmp_path)]) == 0, forks.said
+    assert_close(weights(tmp_path / "warm-up"), weights(whole / "warm-up"), rtol=0, atol=0)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[1]["kl/completion"] == pytest.approx(0, abs=1e-4) and lines[5]["kl/completion"] > 1e-4
+    assert {"eval/reward/right_square", "eval/reward/thinks"} <= set(lines[0]) & set(lines[-1])
+    assert load_file(tmp_path / "final" / "value_head.safetensors")["weight"].abs().max() > 0
+    assert (tmp_path / "report.html").stat().st_size > 0
 
 
 def kill_and_resume(forks: Forks, directory: Path, draw: random.Random, *, inside_a_save: bool) -> None:

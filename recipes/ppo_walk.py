@@ -1,0 +1,113 @@
+"""PPO teaches a tiny model to think: the walk task with the true reward, from the start that GRPO has.
+
+    python -m recipes.ppo_walk --seed 1
+
+As in `recipes/grpo_walk.py` the right square earns 1 and everything else 0. Here a value head on the model's own trunk
+is the baseline, and the reward pays for every nat that the policy moves away from where it began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align.batch import Prompts
+from align.config import CriticConfig, OptimizerConfig, PPOConfig, SamplingConfig, TokenRewardConfig
+from align.critic import ActorCritic, save_value_head
+from align.data import eos_token_ids, read_prompts, tokenize_prompts
+from align.evaluate import Evaluation, evaluate
+from align.models import load_model, load_tokenizer, reference_of
+from align.ppo import PPO
+from align.rewards import Reward
+from align.sampler import Sampler
+from recipes import walk
+from recipes.common import RunOptions, claim_directory, execute, make_accelerator, recipe, save_result, tell
+from recipes.warm_up import warm_up
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PPO_DEFAULTS = PPOConfig(
+    steps=400,
+    prompts_per_step=128,
+    epochs=2,
+    minibatches=2,
+    token_rewards=TokenRewardConfig(kl_coef=0.01),
+    critic=CriticConfig(lam=0.95, value_coef=0.5),
+    sampling=SamplingConfig(max_new_tokens=walk.LONGEST_COMPLETION),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10, final_fraction=0.1),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Warm a tiny model up on demonstrations, most of them guesses, and let PPO find out that thinking pays."""
+
+    sft_steps: int = 250
+    """Supervised steps on the demonstrations."""
+    ppo: PPOConfig = field(default_factory=lambda: PPO_DEFAULTS)
+    run: RunOptions = field(default_factory=lambda: RunOptions(evaluate_every=50))
+
+
+def train(options: Options, command: Sequence[str]) -> int:
+    """Run the recipe and return its exit code."""
+    accelerator = make_accelerator()
+    config = replace(options, run=RunOptions())
+    directory = claim_directory(options.run, "ppo_walk", config, accelerator)
+    warm = directory / "warm-up" / "final"
+    warm_config = replace(options, ppo=PPO_DEFAULTS, run=RunOptions())
+    settings = {"config": warm_config, "steps": options.sft_steps, "seed": options.ppo.seed}
+    if not warm.exists() and (code := warm_up(options.run, warm.parent, command, accelerator, **settings)):
+        return code
+    algorithm, held_out = build(options, warm, accelerator)
+    tell(
+        "PPO: the right square earns 1, everything else 0; every nat away from the start costs.",
+        options.run,
+        accelerator,
+    )
+
+    def measure(prompts: Prompts = held_out) -> Evaluation:
+        return evaluate(algorithm.sampler, prompts, algorithm.rewards, seed=options.ppo.seed, accelerator=accelerator)
+
+    few = held_out.select(range(3 * accelerator.num_processes))
+    before = None if options.run.resume else measure(few).examples
+    result = execute(
+        algorithm,
+        directory,
+        options.run,
+        config=config,
+        command=command,
+        accelerator=accelerator,
+        evaluate=lambda: measure().metrics,
+    )
+    if result.finished:
+        after = measure(few).examples
+        save_result(algorithm.sampler.model, algorithm.sampler.tokenizer, result, options, accelerator)
+        if accelerator.is_main_process:
+            save_value_head(algorithm.trainer.unwrapped, result.directory.final)
+            if not options.run.quiet:
+                walk.show_end(before, after, result.directory.final)
+    return result.exit_code
+
+
+def build(options: Options, warm: Path, accelerator: Accelerator) -> tuple[PPO, Prompts]:
+    """Build PPO on the warmed-up model, and the prompts to measure on."""
+    config = options.ppo
+    model, tokenizer = load_model(warm), load_tokenizer(warm)
+    rollouts = -(-config.steps // (config.epochs * config.minibatches))
+    held_out, _, practised = walk.splits(config.seed, rollouts * config.prompts_per_step)
+    policy = ActorCritic(model, temperature=config.sampling.temperature)
+    sampler = Sampler(model, tokenizer, config.sampling, eos_token_ids=eos_token_ids(model, tokenizer))
+    prompts = tokenize_prompts(read_prompts(walk.tasks(practised)), tokenizer)
+    rewards = [Reward(walk.right_square), Reward(walk.thinks, weight=0.0)]
+    reference = reference_of(policy) if config.token_rewards.kl_coef else None
+    algorithm = PPO(policy, sampler, prompts, rewards, config, accelerator, reference=reference)
+    return algorithm, tokenize_prompts(read_prompts(walk.tasks(held_out)), tokenizer)
+
+
+main = recipe("python -m recipes.ppo_walk", Options, train)
+
+if __name__ == "__main__":
+    main()
