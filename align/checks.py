@@ -18,12 +18,17 @@ Text = str | list[Message]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+CONVERSATIONS = ("messages", "conversations")
+"""Columns that hold messages, never a string."""
 RESERVED = ("prompts", "completions", "completion_ids")
 """Names that rewards are called with, so no column of the data can have them."""
 OTHER_NAMES = {
     "prompt": ("question", "instruction", "problem", "query", "input"),
     "completion": ("response", "output", "answer", "solution", "target"),
     "messages": ("conversation", "dialog", "dialogue", "chat"),
+    "chosen": ("preferred", "accepted", "better", "winner", "response_chosen"),
+    "rejected": ("dispreferred", "refused", "worse", "loser", "response_rejected"),
+    "label": ("liked", "desirable", "good", "thumbs_up", "feedback"),
 }
 """What other data sets call our columns."""
 
@@ -91,17 +96,25 @@ def example_of(values: Mapping[str, Any], form: tuple[str, ...]) -> tuple[Text, 
     if column == "text":
         return "", _string(values[column], column)
     prompt = prompt_of(values["prompt"], "prompt") if "prompt" in form else []
-    if isinstance(values[column], str) and column == "completion":
-        completion = _string(values[column], column)
-    else:
-        completion = _messages(values[column], column)
-        if not any(message["role"] == "assistant" for message in completion):
-            raise Fault(f"{column}: no turn of the assistant, so nothing to train: add its answer")
-    if "prompt" in form and isinstance(prompt, str) != isinstance(completion, str):
-        raise Fault(
-            f"{column}: {_words(completion)}, but prompt is {_words(prompt)}: make both strings or both messages"
-        )
+    completion = answer_of(values[column], column)
+    check_one_form(prompt, completion, column)
     return prompt, completion
+
+
+def answer_of(value: Any, column: str) -> Text:
+    """Return what a cell holds to be trained: a string, or messages with a turn of the assistant."""
+    if isinstance(value, str) and column not in CONVERSATIONS:
+        return _string(value, column)
+    messages = _messages(value, column)
+    if not any(message["role"] == "assistant" for message in messages):
+        raise Fault(f"{column}: no turn of the assistant, so nothing to train: add its answer")
+    return messages
+
+
+def check_one_form(first: Text, value: Text, column: str, other: str = "prompt") -> None:
+    """Refuse a string beside messages in one row, or the other way round; nothing at all fits both."""
+    if first and isinstance(first, str) != isinstance(value, str):
+        raise Fault(f"{column}: {_words(value)}, but {other} is {_words(first)}: make both strings or both messages")
 
 
 def _string(value: Any, column: str) -> str:
@@ -119,7 +132,7 @@ def _string(value: Any, column: str) -> str:
 
 def _messages(value: Any, column: str) -> list[Message]:
     if not isinstance(value, list | tuple):
-        expected = "a string or a list of messages" if column in ("prompt", "completion") else "a list of messages"
+        expected = "a list of messages" if column in CONVERSATIONS else "a string or a list of messages"
         hint = ": a .csv file cannot hold messages, so write .jsonl" if isinstance(value, str) else ""
         raise Fault(f"{column}: expected {expected}, got {kind(value)}{hint}")
     if not value:

@@ -172,17 +172,17 @@ def tokenize_prompts(
     conversations = [_conversation(prompt, chat, system) for prompt in rows.prompts]
     if system is not None and not all(isinstance(prompt, list) for prompt in conversations):
         raise ValueError("system needs conversations, but the prompts are strings: pass chat=True to wrap them")
-    _check_settings(max_tokens, too_long)
-    _check_template(tokenizer, conversations, rows.origins)
+    check_settings(max_tokens, too_long)
+    check_template(tokenizer, conversations, rows.origins)
     faults, kept, ids = Faults(), [], []
     for row, (origin, prompt) in enumerate(zip(rows.origins, conversations, strict=True)):
         with faults.at(origin):
             prompt_ids = _prompt_ids(tokenizer, prompt)
-            if _fits(prompt_ids, "prompt", max_tokens, too_long):
+            if fits(prompt_ids, "prompt", max_tokens, too_long):
                 kept.append(row)
                 ids.append(prompt_ids)
     faults.check()
-    _check_any_left(ids, "prompt", max_tokens)
+    check_any_left(ids, f"every prompt has more than max_tokens = {max_tokens} tokens: raise it")
     texts = [rows.prompts[row] for row in kept]
     columns = {name: [values[row] for row in kept] for name, values in rows.columns.items()}
     return Prompts(ids, texts, columns, dropped=len(rows) - len(kept))
@@ -212,19 +212,19 @@ def tokenize_examples(
         DataError: if an example is too long or is refused by the chat template.
         ValueError: if the tokenizer lacks the chat template or the EOS that the data need.
     """
-    _check_settings(max_tokens, too_long)
-    _check_template(tokenizer, rows.completions, rows.origins)
-    demonstrations = _Demonstrations(tokenizer)
+    check_settings(max_tokens, too_long)
+    check_template(tokenizer, rows.completions, rows.origins)
+    demonstrations = Demonstrations(tokenizer)
     faults, examples, dropped, split = Faults(), [], 0, 0
     for origin, prompt, completion in zip(rows.origins, rows.prompts, rows.completions, strict=True):
         with faults.at(origin):
             made = demonstrations.make(prompt, completion)
-            fitting = [example for example in made if _fits(example[0], "completion", max_tokens, too_long)]
+            fitting = [example for example in made if fits(example[0], "completion", max_tokens, too_long)]
             examples += fitting
             dropped += len(made) - len(fitting)
             split += len(made) > 1
     faults.check()
-    _check_any_left(examples, "example", max_tokens)
+    check_any_left(examples, f"every example has more than max_tokens = {max_tokens} tokens: raise it")
     return Examples([ids for ids, _ in examples], [mask for _, mask in examples], dropped=dropped, split=split)
 
 
@@ -284,8 +284,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, gene
         raise Fault(f"messages: the chat template refuses them ({error}): change their roles or order") from error
 
 
-class _Demonstrations:
-    """Makes (ids, mask) of demonstrations with one tokenizer."""
+class Demonstrations:
+    """Makes (ids, mask) of a prompt and what is to be trained after it, with one tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -357,14 +357,17 @@ class _Demonstrations:
         return (ids, mask) if ids[-1:] == [eos] else ([*ids, eos], [*mask, True])
 
 
-def _check_settings(max_tokens: int | None, too_long: str) -> None:
-    if too_long not in ("error", "drop"):
-        raise ValueError(f'too_long must be "error" or "drop", got {too_long!r}')
+def check_settings(max_tokens: int | None, too_long: str, choices: Sequence[str] = ("error", "drop")) -> None:
+    """Refuse a limit that nothing can keep, and a way to treat long rows that is not among the choices."""
+    if too_long not in choices:
+        named = " or ".join(f'"{choice}"' for choice in choices)
+        raise ValueError(f"too_long must be {named}, got {too_long!r}")
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}: use None for no limit")
 
 
-def _check_template(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], origins: Sequence[str]) -> None:
+def check_template(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], origins: Sequence[str]) -> None:
+    """Refuse messages where the tokenizer has no chat template."""
     if texts and isinstance(texts[0], list) and not tokenizer.chat_template:
         raise ValueError(
             f"{origins[0]}: messages need a chat template and this tokenizer has none: take the tokenizer of a chat "
@@ -372,7 +375,8 @@ def _check_template(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], o
         )
 
 
-def _fits(ids: list[int], what: str, max_tokens: int | None, too_long: str) -> bool:
+def fits(ids: list[int], what: str, max_tokens: int | None, too_long: str) -> bool:
+    """Tell whether a text keeps to the limit; one that does not is a fault unless such are dropped."""
     if max_tokens is None or len(ids) <= max_tokens:
         return True
     if too_long == "drop":
@@ -381,6 +385,7 @@ def _fits(ids: list[int], what: str, max_tokens: int | None, too_long: str) -> b
     raise Fault(f"{what}: {len(ids)} tokens, more than max_tokens = {max_tokens}: {advice}")
 
 
-def _check_any_left(kept: Sequence[object], what: str, max_tokens: int | None) -> None:
+def check_any_left(kept: Sequence[object], why: str) -> None:
+    """Refuse data of which nothing is left."""
     if not kept:
-        raise DataError(f"every {what} has more than max_tokens = {max_tokens} tokens, so none is left: raise it")
+        raise DataError(why)
