@@ -53,13 +53,14 @@ class Trainer:
         self.policy, self.optimizer = accelerator.prepare(policy, optimizer)
         self.unwrapped: Any = accelerator.unwrap_model(self.policy)
 
-    def step(self, sequences: Sequences, loss_of: Loss, *, step: int) -> dict[str, float]:
+    def step(self, sequences: Sequences, loss_of: Loss, *, step: int, together: int = 1) -> dict[str, float]:
         """Take one optimizer step on the rows of this process, of which there may be none.
 
         Args:
             sequences: rows to learn from. [B, T]
             loss_of: called once a micro-batch with the log-probabilities of its actions.
             step: optimizer steps taken so far; sets the learning rate.
+            together: neighbouring rows that stay in one micro-batch, in their order, as the two of a pair must.
 
         Returns:
             The sums of `loss_of` over all processes, `loss`, and the gradient's norm and learning rate.
@@ -67,7 +68,7 @@ class Trainer:
         Raises:
             NonFiniteError: before the update, if the loss or a gradient is not finite.
         """
-        micro_batches = cut_by_tokens(sequences.lengths, self.config.tokens_per_micro_batch)
+        micro_batches = cut_by_tokens(sequences.lengths, self.config.tokens_per_micro_batch, together)
         totals: dict[str, Tensor] = {}
         for number, rows in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
@@ -155,7 +156,7 @@ class Trainer:
         return self.optimizer.optimizer.state  # the AdamW inside Accelerate's wrapper
 
 
-def cut_by_tokens(lengths: Tensor, tokens: int) -> list[Tensor]:
+def cut_by_tokens(lengths: Tensor, tokens: int, together: int = 1) -> list[Tensor]:
     """Cut rows, longest first, into batches of at most `tokens` once padded; a longer row is a batch of its own.
 
     Longest first, so that a run that does not fit into memory fails at its first micro-batch.
@@ -163,19 +164,24 @@ def cut_by_tokens(lengths: Tensor, tokens: int) -> list[Tensor]:
     Args:
         lengths: tokens of each row. [B]
         tokens: budget of one batch, padding included.
+        together: rows n * together ... n * together + together - 1 stay together, in this order.
 
     Returns:
         Row numbers of each batch; one empty batch if there are no rows.
 
     >>> [rows.tolist() for rows in cut_by_tokens(torch.tensor([3, 9, 4, 2]), tokens=10)]
     [[1], [2, 0], [3]]
+    >>> [rows.tolist() for rows in cut_by_tokens(torch.tensor([3, 2, 4, 9]), tokens=10, together=2)]
+    [[2, 3], [0, 1]]
     """
-    order = torch.argsort(lengths, descending=True, stable=True)
+    longest = lengths.view(-1, together).amax(dim=1)
+    order = torch.argsort(longest, descending=True, stable=True)
     batches, start = [], 0
     while start < len(order):
-        rows = max(1, tokens // max(1, int(lengths[order[start]])))
-        batches.append(order[start : start + rows])
-        start += rows
+        count = max(1, tokens // (together * max(1, int(longest[order[start]]))))
+        units = order[start : start + count]
+        batches.append((units[:, None] * together + torch.arange(together)).flatten())
+        start += count
     return batches or [order]
 
 
