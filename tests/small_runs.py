@@ -1,14 +1,18 @@
-"""A small GRPO and a small SFT that tests build alike."""
+"""A small run of each algorithm, that tests build alike."""
 
 from __future__ import annotations
 
+import torch
 from accelerate import Accelerator
 
-from align.config import GRPOConfig, OptimizerConfig, SamplingConfig, SFTConfig
+from align.config import GRPOConfig, OptimizerConfig, RewardModelConfig, SamplingConfig, SFTConfig
 from align.data import Examples, read_prompts, tokenize_prompts
 from align.grpo import GRPO
 from align.logprobs import Policy
 from align.models import add_lora, disable_dropout, reference_of
+from align.pairs import Pairs
+from align.reward_head import RewardModel, reward_model_of, separate_padding
+from align.reward_model import RewardTraining
 from align.rewards import Reward
 from align.sampler import Sampler
 from align.sft import SFT
@@ -75,3 +79,34 @@ def small_sft(*, lora: bool = False, double: bool = False, micro: int = 10_000, 
         }
     )
     return SFT(policy, examples, config, Accelerator(cpu=True))
+
+
+def small_reward_pairs(count: int = 11) -> Pairs:
+    """Pairs of answers of different lengths to a prompt of two tokens: even tokens are preferred to odd ones."""
+
+    def side(odd: int) -> Examples:
+        ids = [[7, 8 + row % 3, *(10 + 2 * ((row + t) % 20) + odd for t in range(1 + (row * 3 + odd) % 5)), 2]
+               for row in range(count)]  # fmt: skip
+        return Examples(ids, [[False, False] + [True] * (len(row) - 2) for row in ids])
+
+    return Pairs(side(0), side(1), margins=[row / 4 for row in range(count)])
+
+
+def small_reward_model(*, lora: bool = False, double: bool = False, micro: int = 10_000, **changes):
+    tokenizer = tiny_tokenizer()
+    model = reward_model_of(tiny_model(vocab_size=len(tokenizer), initializer_range=0.1), seed=0)
+    separate_padding(model, tokenizer)
+    model = model.double() if double else model
+    config = RewardModelConfig(
+        **{
+            "steps": 6,
+            "pairs_per_step": 5,
+            "centring": 0.05,
+            "optimizer": OptimizerConfig(learning_rate=1e-2, tokens_per_micro_batch=micro),
+            **changes,
+        }
+    )
+    if lora:
+        torch.manual_seed(0)
+        model = add_lora(model, rank=4)
+    return RewardTraining(RewardModel(model), small_reward_pairs(), config, Accelerator(cpu=True))

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch.testing import assert_close
 
 from align.config import OptimizerConfig
-from tests.small_runs import share_of_letter, small_grpo, small_sft
+from tests.small_runs import share_of_letter, small_grpo, small_reward_model, small_sft
 
 
 def sometimes(prompts, completions, letter):
@@ -28,6 +28,8 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-3)
 CASES = {
     "sft": lambda: small_sft(optimizer=OPTIMIZER, steps=20),
     "sft lora": lambda: small_sft(optimizer=OPTIMIZER, steps=20, lora=True),
+    "reward model": lambda: small_reward_model(optimizer=OPTIMIZER, steps=20),
+    "reward model lora": lambda: small_reward_model(optimizer=OPTIMIZER, steps=20, lora=True),
     "grpo fixed rollouts": lambda: small_grpo(optimizer=OPTIMIZER, steps=20, updates_per_rollout=20, kl=True),
     "grpo fixed rollouts, odd number of prompts": lambda: small_grpo(
         optimizer=OPTIMIZER,
