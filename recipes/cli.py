@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 TRAINING = {
     "sft": ("recipes.sft", "SFTOptions", "fine-tune a model on demonstrations"),
+    "reward": ("recipes.reward", "RewardModelOptions", "train a reward model on pairs of answers"),
     "grpo": ("recipes.grpo", "GRPOOptions", "train a model on prompts and rewards"),
     "eval": ("recipes.evaluate", "EvalOptions", "measure a model: mean rewards on prompts"),
 }

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from align.config import GRPOConfig, SamplingConfig, SFTConfig
+from align.config import GRPOConfig, RewardModelConfig, SamplingConfig, SFTConfig
 from recipes.common import RunOptions
 
 Names = Annotated[
@@ -78,6 +78,24 @@ class ExampleOptions:
 
 
 @dataclass(frozen=True)
+class PairOptions:
+    """What is preferred: rows of prompt, chosen and rejected, or of chosen and rejected that begin alike."""
+
+    data: str
+    """A .jsonl, .json, .csv or .parquet file, a folder of them, or owner/name or owner/name:config of the hub."""
+    split: str = "train"
+    """Split to take where the data have several."""
+    max_tokens: int | None = None
+    """Most tokens of a prompt with an answer, those of the chat template included; None for no limit."""
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    """Whether a longer one is an error, or its pair is left out, or its answer is cut."""
+    degenerate: Literal["error", "drop"] = "error"
+    """Whether a pair with an empty answer, or the same one twice, is an error, or is left out."""
+    margin: str | None = None
+    """Column of numbers that say by how much the chosen answer was preferred."""
+
+
+@dataclass(frozen=True)
 class HeldOutOptions:
     """What is measured on."""
 
@@ -96,7 +114,7 @@ class RewardOptions:
     """
 
     rewards: Names
-    """exact_answer, numeric_answer, module:function or path.py:function."""
+    """exact_answer, numeric_answer, module:function, path.py:function, or model:FOLDER of a reward model."""
     on_reward_error: Literal["error", "skip", "zero"] = "error"
     """Where a reward fails on a sample: stop, leave the sample out, or give 0; the last two say so."""
 
@@ -127,6 +145,20 @@ class SFTOptions:
     data: ExampleOptions
     held_out: HeldOutOptions = field(default_factory=HeldOutOptions)
     sft: SFTConfig = field(default_factory=SFTConfig)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+@dataclass(frozen=True)
+class RewardModelOptions:
+    """Train a reward model on pairs of answers: the model gets a head of one number, or goes on with the one it has.
+
+    The trained model, adapters merged, is saved to <directory>/final, for --reward model:<directory>/final.
+    """
+
+    model: ModelOptions
+    data: PairOptions
+    held_out: HeldOutOptions = field(default_factory=HeldOutOptions)
+    reward: RewardModelConfig = field(default_factory=RewardModelConfig)
     run: RunOptions = field(default_factory=RunOptions)
 
 
