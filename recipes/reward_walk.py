@@ -4,6 +4,10 @@
 
 Right and wrong answers think or guess, each independently of the other (`recipes/walk.py`), so that nothing is won by
 style: beside the accuracy on all held-out pairs stand those on pairs where both think, and where both guess.
+
+Nothing is learned yet. Two runs of a prototype (seed 0; one mistaken move, 600 steps of 32 pairs at 1e-3; pairs as
+below, 500 steps of 64 at 7e-4) ended at 51 and 52 % of 512 held-out pairs: 47 and 53 % where both think, 51 and 53 %
+where both guess. One bit a pair has not taught this trunk to check a walk.
 """
 
 from __future__ import annotations
