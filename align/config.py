@@ -150,6 +150,29 @@ class KTOConfig:
 
 
 @dataclass(frozen=True)
+class RewardModelConfig:
+    """Bradley-Terry training of a reward model on pairs of answers."""
+
+    steps: int = 500
+    """Optimizer steps."""
+    pairs_per_step: int = 32
+    """Pairs of one optimizer step, over all processes."""
+    centring: float = 0.0
+    """Weight of the mean of (chosen + rejected score)^2, which keeps scores around 0; 0.01 is usual."""
+    seed: int = 0
+    """Seed of the new head and of the order of the data."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.pairs_per_step < 1:
+            raise ValueError(f"steps and pairs_per_step must be at least 1, got {self.steps} and {self.pairs_per_step}")
+        if self.centring < 0:
+            raise ValueError(
+                f"centring must not be negative, got {self.centring}: it would drive the scores away from 0"
+            )
+
+
+@dataclass(frozen=True)
 class TokenRewardConfig:
     """What PPO is paid: the score on the last action, minus a KL penalty on every action."""
 

@@ -26,6 +26,8 @@ METRICS: dict[str, str] = {
     "preference/chosen_reward": "mean of beta * log(policy / reference) of chosen or liked answers, nats times beta",
     "preference/rejected_reward": "the same mean of rejected or disliked answers; without a reference, of log(policy)",
     "kl/reference_point": "KTO's reference point: mean log(policy / reference) of others' answers, at least 0, nats",
+    "reward_model/mean": "mean score of chosen and rejected answers; nothing but centring holds it anywhere",
+    "reward_model/calibration_error": "mean over pairs of |share right - mean sigmoid|margin|| in their bin of ten",
     "optim/loss": "the loss of the step; in RL its value says little, its gradient is what counts",
     "optim/grad_norm": "global norm of the gradient before clipping",
     "optim/learning_rate": "learning rate of the step",

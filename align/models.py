@@ -74,15 +74,14 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
 
 
 def add_lora(model: nn.Module, *, rank: int = 16, alpha: int = 32, target_modules: str = "all-linear") -> nn.Module:
-    """Freeze a model and put trainable low-rank adapters on its linear layers.
+    """Freeze a model and put trainable low-rank adapters on its linear layers; a reward model's head is trained whole.
 
     Source: Hu et al. 2021 (arXiv:2106.09685).
     """
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=target_modules, task_type="CAUSAL_LM"
-    )
+    task = "SEQ_CLS" if type(model).__name__.endswith("ForSequenceClassification") else "CAUSAL_LM"
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=target_modules, task_type=task)
     return get_peft_model(cast(Any, model), config)
 
 

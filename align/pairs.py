@@ -6,6 +6,7 @@ checked, and tokenised through the chat template, as those of `align.data` are.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class PairRows:
     chosen, rejected: the answers, of the same kind as the prompts.
     origins: where each pair came from, `file:row`.
     degenerate: number of rows left out because an answer was empty or both were the same.
+    margins: by how much each chosen answer was preferred, where a column says so.
     """
 
     prompts: list[Text]
@@ -50,6 +52,7 @@ class PairRows:
     rejected: list[Text]
     origins: list[str]
     degenerate: int = 0
+    margins: list[float] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -63,6 +66,7 @@ class Pairs:
     dropped: number of pairs left out because an answer was too long.
     truncated: number of pairs of which an answer was cut.
     degenerate: number of pairs left out because nothing told their answers apart, or one was empty.
+    margins: by how much each chosen answer was preferred, where a column says so.
     """
 
     chosen: Examples
@@ -70,6 +74,7 @@ class Pairs:
     dropped: int = 0
     truncated: int = 0
     degenerate: int = 0
+    margins: list[float] | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -115,7 +120,9 @@ class Feedback:
         return len(self.labels)
 
 
-def read_pairs(source: Any, *, split: str = "train", degenerate: OrDrop = "error") -> PairRows:
+def read_pairs(
+    source: Any, *, split: str = "train", degenerate: OrDrop = "error", margin: str | None = None
+) -> PairRows:
     """Read and check pairs: `prompt`, `chosen` and `rejected`, or `chosen` and `rejected` that begin alike.
 
     Without a prompt of its own, what a pair's conversations share is its prompt; of strings, their common beginning
@@ -126,6 +133,7 @@ def read_pairs(source: Any, *, split: str = "train", degenerate: OrDrop = "error
         split: the split to take where the source has several.
         degenerate: whether a pair with an empty answer, or with the same answer twice, is an error, or is left out
             and counted.
+        margin: the column of numbers that say by how much the chosen answer was preferred; None reads none.
 
     Raises:
         DataError: naming every fault as `file:row: column: what is wrong, what to do`.
@@ -133,10 +141,10 @@ def read_pairs(source: Any, *, split: str = "train", degenerate: OrDrop = "error
     _check_degenerate(degenerate)
     rows = read_rows(source, split=split)
     form = form_of(rows, PAIR_FORMS)
-    faults, pairs, origins, left_out = Faults(), [], [], 0
+    faults, pairs, origins, margins, left_out = Faults(), [], [], [], 0
     for row in rows:
         with faults.at(row.origin):
-            check_columns(row, form, complete=False)
+            check_columns(row, form if margin is None else (*form, margin), complete=False)
             try:
                 pair = _pair_of(row.values, form)
             except Degenerate:
@@ -145,12 +153,13 @@ def read_pairs(source: Any, *, split: str = "train", degenerate: OrDrop = "error
                 left_out += 1
                 continue
             check_same_kind(pair[1], "chosen", [chosen for _, chosen, _ in pairs[:1]], origins)
+            margins.append(0.0 if margin is None else _margin(row.values[margin], margin))
             pairs.append(pair)
             origins.append(row.origin)
     faults.check()
     check_any_left(pairs, "every pair is degenerate, with an empty answer or the same one twice: use others")
     prompts, chosen, rejected = (list(part) for part in zip(*pairs, strict=True))
-    return PairRows(prompts, chosen, rejected, origins, left_out)
+    return PairRows(prompts, chosen, rejected, origins, left_out, None if margin is None else margins)
 
 
 def tokenize_pairs(
@@ -177,9 +186,9 @@ def tokenize_pairs(
     """
     _check_degenerate(degenerate)
     answers = _Answers(tokenizer, rows.chosen, rows.origins, max_tokens, too_long)
-    faults, kept, dropped, same = Faults(), [], 0, 0
-    truncated = 0
-    for origin, prompt, chosen, rejected in zip(rows.origins, rows.prompts, rows.chosen, rows.rejected, strict=True):
+    faults, kept, margins, dropped, same, truncated = Faults(), [], [], 0, 0, 0
+    for row, origin in enumerate(rows.origins):
+        prompt, chosen, rejected = rows.prompts[row], rows.chosen[row], rows.rejected[row]
         with faults.at(origin):
             whole = [answers.whole(prompt, chosen, "chosen"), answers.whole(prompt, rejected, "rejected")]
             cut = [answers.cut(example, column) for example, column in zip(whole, ANSWERS, strict=True)]
@@ -191,13 +200,14 @@ def tokenize_pairs(
                     raise Degenerate(f"rejected: the same tokens as chosen{_once_cut(whole, cut)}: {LEAVE_OUT}")
             else:
                 kept.append(cut)
+                margins += rows.margins[row : row + 1] if rows.margins else []
                 truncated += cut != whole
     faults.check()
     check_any_left(
         kept, f"no pair is left: {dropped} too long for max_tokens = {max_tokens}, {same} degenerate: raise it"
     )
     chosen, rejected = (_examples(side) for side in zip(*kept, strict=True))
-    return Pairs(chosen, rejected, dropped, truncated, rows.degenerate + same)
+    return Pairs(chosen, rejected, dropped, truncated, rows.degenerate + same, margins if rows.margins else None)
 
 
 def read_feedback(source: Any, *, split: str = "train") -> FeedbackRows:
@@ -317,6 +327,19 @@ def _is_empty(value: Any) -> bool:
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         value = value[-1].get("content", value[-1].get("value"))
     return value == [] or (isinstance(value, str) and not value.strip())
+
+
+def _margin(value: Any, column: str) -> float:
+    """Return a margin; a .csv file can but write its digits."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise Fault(
+            f"{column}: expected a finite number, got {kind(value)} ({value!r}): write 0 where nothing is known"
+        )
+    return number
 
 
 def _label(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Rewards by what a command line can say: a built-in name, `module:function` or `path.py:function`."""
+"""Rewards by what a command line can say: a built-in name, `module:function`, `path.py:function` or `model:FOLDER`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from align.rewards import Reward, RewardError, RewardFunction
 from align.rows import nearest
@@ -19,9 +21,14 @@ BUILT_IN: dict[str, Callable[..., RewardFunction]] = {
     make.__name__: make for make in (exact_answer, numeric_answer, regex_format, soft_overlong)
 }
 
+MODEL = "model:"
+"""Before the folder or hub id of a reward model."""
+
 
 def resolve(name: str) -> Reward:
     """Find a reward by its name."""
+    if name.startswith(MODEL):
+        return _learned(name.removeprefix(MODEL))
     place, _, attribute = name.rpartition(":")
     if not place:
         return Reward(_built_in(name))
@@ -32,9 +39,35 @@ def resolve(name: str) -> Reward:
     return found if isinstance(found, Reward) else Reward(found, name=attribute)
 
 
+def _learned(path: str) -> Reward:
+    """Return a reward model as a reward; its weights are loaded when it is first called, to where a GPU is."""
+    folder = Path(path).expanduser()
+    local = folder.is_absolute() or path.startswith((".", "~")) or (folder.parent != Path() and folder.parent.is_dir())
+    if local and not folder.is_dir():
+        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise RewardError(f"{MODEL}{path}: no such folder{nearest(folder.name, siblings)}")
+    place = str(folder) if folder.exists() else path
+
+    @cache
+    def loaded() -> RewardFunction:
+        import torch
+
+        from align.models import load_tokenizer
+        from align.reward_head import load_reward_model, model_reward
+
+        device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+        model: Any = load_reward_model(place)
+        return model_reward(model.to(device), load_tokenizer(place))
+
+    def model(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float | None]:
+        return loaded()(prompts=prompts, completions=completions)
+
+    return Reward(model)
+
+
 def _built_in(name: str) -> RewardFunction:
     if name not in BUILT_IN:
-        expected = f"expected one of {', '.join(BUILT_IN)}, module:function or path.py:function"
+        expected = f"expected one of {', '.join(BUILT_IN)}, module:function, path.py:function or {MODEL}FOLDER"
         raise RewardError(f"unknown reward {name!r}: {expected}{nearest(name, BUILT_IN)}")
     make = BUILT_IN[name]
     if any(option.default is option.empty for option in inspect.signature(make).parameters.values()):

@@ -21,7 +21,7 @@ from align.logprobs import TokenLogprobs
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Loss = Callable[[TokenLogprobs, Tensor], tuple[Tensor, dict[str, Tensor]]]
+Loss = Callable[[Any, Tensor], tuple[Tensor, dict[str, Tensor]]]
 """(what the policy says [b, t], rows [b]) -> the micro-batch's part of the step's loss, and sums over it to add up."""
 
 

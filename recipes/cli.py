@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 TRAINING = {
     "sft": ("recipes.sft", "SFTOptions", "fine-tune a model on demonstrations"),
+    "reward": ("recipes.reward", "RewardModelOptions", "train a reward model on pairs of answers"),
     "grpo": ("recipes.grpo", "GRPOOptions", "train a model on prompts and rewards"),
     "dpo": ("recipes.dpo", "DPOOptions", "train a model on pairs of answers, one of them preferred"),
     "kto": ("recipes.kto", "KTOOptions", "train a model on single answers, liked or not"),

@@ -216,13 +216,13 @@ def save_result(
     accelerator.wait_for_everyone()
 
 
-def model_card(result: RunResult) -> str:
+def model_card(result: RunResult, task: str = "text-generation") -> str:
     """Write a model card from the record of a run: its numbers, its options and how to repeat it."""
     environment, config = result.directory.environment, result.directory.config
     numbers = {name: value for name, value in result.metrics.items() if not name.startswith("time/")}
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(numbers.items()))
     return (
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [align]\n---\n\n"
+        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [align]\n---\n\n"
         f"# {result.directory.path.name}\n\nTrained for {result.step} steps.\n\n"
         f"## Numbers of the last step\n\n| metric | value |\n|---|---|\n{rows}\n\n"
         f"## How to repeat it\n\n    {environment.get('command')}\n\n"

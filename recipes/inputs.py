@@ -16,6 +16,7 @@ from align import reward_names
 from align.batch import Prompts
 from align.data import PromptRows, read_prompts, tokenize_prompts
 from align.models import add_lora, load_model, load_tokenizer
+from align.reward_head import load_reward_model
 from align.rewards import Reward, RewardError, check_rewards
 from align.rows import nearest
 
@@ -98,16 +99,27 @@ def make_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
 
 def make_model(options: ModelOptions, *, seed: int) -> nn.Module:
     """Load a model in float32, with new adapters if asked for."""
-    import torch
-
     # Adapters name their base by this path, and are to be found from any working directory.
     path = str(Path(options.model).resolve()) if Path(options.model).exists() else options.model
     with _told(options.model):
         model = load_model(path, trust_remote_code=options.trust_remote_code)
+    if options.lora_rank and hasattr(model, "peft_config"):
+        raise ValueError(f"{options.model} has adapters, and these are trained on: leave out --lora-rank")
+    return with_adapters(model, options, seed=seed)
+
+
+def make_reward_model(options: ModelOptions, *, seed: int) -> Any:
+    """Load a reward model in float32, or put a new head on a causal LM."""
+    with _told(options.model):
+        return load_reward_model(options.model, seed=seed, trust_remote_code=options.trust_remote_code)
+
+
+def with_adapters(model: nn.Module, options: ModelOptions, *, seed: int) -> nn.Module:
+    """Return a model with new adapters if asked for."""
+    import torch
+
     if not options.lora_rank:
         return model
-    if hasattr(model, "peft_config"):
-        raise ValueError(f"{options.model} has adapters, and these are trained on: leave out --lora-rank")
     torch.manual_seed(seed)
     return add_lora(model, rank=options.lora_rank, alpha=options.lora_alpha)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from align.config import DPOConfig, GRPOConfig, KTOConfig, PPOConfig, SamplingConfig, SFTConfig
+from align.config import DPOConfig, GRPOConfig, KTOConfig, PPOConfig, RewardModelConfig, SamplingConfig, SFTConfig
 from recipes.common import RunOptions
 
 Names = Annotated[
@@ -104,6 +104,14 @@ class PairOptions:
 
 
 @dataclass(frozen=True)
+class RatedPairOptions(PairOptions):
+    """What was preferred to what, and by how much: rows of prompt, chosen and rejected, or of both that begin alike."""
+
+    margin: str | None = None
+    """Column of numbers that say by how much the chosen answer was preferred."""
+
+
+@dataclass(frozen=True)
 class FeedbackOptions:
     """What was liked and what was not: rows of prompt, completion and label, which is true or false."""
 
@@ -136,7 +144,7 @@ class RewardOptions:
     """
 
     rewards: Names
-    """exact_answer, numeric_answer, module:function or path.py:function."""
+    """exact_answer, numeric_answer, module:function, path.py:function, or model:FOLDER of a reward model."""
     on_reward_error: Literal["error", "skip", "zero"] = "error"
     """Where a reward fails on a sample: stop, leave the sample out, or give 0; the last two say so."""
 
@@ -212,6 +220,20 @@ class SFTOptions:
     data: ExampleOptions
     held_out: HeldOutOptions = field(default_factory=HeldOutOptions)
     sft: SFTConfig = field(default_factory=SFTConfig)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+@dataclass(frozen=True)
+class RewardModelOptions:
+    """Train a reward model on pairs of answers: the model gets a head of one number, or goes on with the one it has.
+
+    The trained model, adapters merged, is saved to <directory>/final, for --reward model:<directory>/final.
+    """
+
+    model: ModelOptions
+    data: RatedPairOptions
+    held_out: HeldOutOptions = field(default_factory=HeldOutOptions)
+    reward: RewardModelConfig = field(default_factory=RewardModelConfig)
     run: RunOptions = field(default_factory=RunOptions)
 
 

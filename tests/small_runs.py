@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from align.config import (
@@ -13,6 +14,7 @@ from align.config import (
     KTOConfig,
     OptimizerConfig,
     PPOConfig,
+    RewardModelConfig,
     SamplingConfig,
     SFTConfig,
     TokenRewardConfig,
@@ -27,6 +29,8 @@ from align.models import add_lora, disable_dropout, reference_of
 from align.pairs import Feedback, Pairs
 from align.ppo import PPO
 from align.preferences import summed
+from align.reward_head import RewardModel, reward_model_of, separate_padding
+from align.reward_model import RewardTraining
 from align.rewards import Reward
 from align.sampler import Sampler
 from align.sft import SFT
@@ -172,3 +176,34 @@ def small_kto(*, lora: bool = False, double: bool = False, micro: int = 10_000, 
         }
     )
     return KTO(policy, feedback, config, Accelerator(cpu=True), reference=reference_of(policy))
+
+
+def small_reward_pairs(count: int = 11) -> Pairs:
+    """Pairs of answers of different lengths to a prompt of two tokens: even tokens are preferred to odd ones."""
+
+    def side(odd: int) -> Examples:
+        ids = [[7, 8 + row % 3, *(10 + 2 * ((row + t) % 20) + odd for t in range(1 + (row * 3 + odd) % 5)), 2]
+               for row in range(count)]  # fmt: skip
+        return Examples(ids, [[False, False] + [True] * (len(row) - 2) for row in ids])
+
+    return Pairs(side(0), side(1), margins=[row / 4 for row in range(count)])
+
+
+def small_reward_model(*, lora: bool = False, double: bool = False, micro: int = 10_000, **changes):
+    tokenizer = tiny_tokenizer()
+    model = reward_model_of(tiny_model(vocab_size=len(tokenizer), initializer_range=0.1), seed=0)
+    separate_padding(model, tokenizer)
+    model = model.double() if double else model
+    config = RewardModelConfig(
+        **{
+            "steps": 6,
+            "pairs_per_step": 5,
+            "centring": 0.05,
+            "optimizer": OptimizerConfig(learning_rate=1e-2, tokens_per_micro_batch=micro),
+            **changes,
+        }
+    )
+    if lora:
+        torch.manual_seed(0)
+        model = add_lora(model, rank=4)
+    return RewardTraining(RewardModel(model), small_reward_pairs(), config, Accelerator(cpu=True))

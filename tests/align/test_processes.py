@@ -12,7 +12,15 @@ import torch.multiprocessing as mp
 from torch.testing import assert_close
 
 from align.config import OptimizerConfig
-from tests.small_runs import share_of_letter, small_dpo, small_grpo, small_kto, small_ppo, small_sft
+from tests.small_runs import (
+    share_of_letter,
+    small_dpo,
+    small_grpo,
+    small_kto,
+    small_ppo,
+    small_reward_model,
+    small_sft,
+)
 
 
 def sometimes(prompts, completions, letter):
@@ -37,6 +45,8 @@ CASES = {
     "dpo lora": lambda: small_dpo(optimizer=OPTIMIZER, steps=8, lora=True),
     "dpo, a pair for the first process alone": lambda: small_dpo(optimizer=OPTIMIZER, steps=8, pairs_per_step=1),
     "kto": lambda: small_kto(optimizer=OPTIMIZER, steps=8),
+    "reward model": lambda: small_reward_model(optimizer=OPTIMIZER, steps=20),
+    "reward model lora": lambda: small_reward_model(optimizer=OPTIMIZER, steps=20, lora=True),
     "grpo fixed rollouts": lambda: small_grpo(optimizer=OPTIMIZER, steps=20, updates_per_rollout=20, kl=True),
     "grpo fixed rollouts, odd number of prompts": lambda: small_grpo(
         optimizer=OPTIMIZER,

@@ -23,7 +23,7 @@ def environment(**more: str) -> dict[str, str]:
 
 IMPORTED = (
     "peft", "accelerate", "rich.live", "tyro", "recipes.cli", "recipes.grpo", "recipes.sft", "recipes.evaluate",
-    "recipes.dpo", "recipes.kto",
+    "recipes.dpo", "recipes.kto", "recipes.reward",
     "transformers.models.qwen3.modeling_qwen3", "transformers.models.auto.modeling_auto", "transformers.generation",
     "transformers.tokenization_utils_tokenizers", "align.runs.report",
 )  # fmt: skip
