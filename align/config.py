@@ -302,9 +302,7 @@ class GRPOConfig:
         for name in ("steps", "prompts_per_step", "updates_per_rollout"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("clip_low", "clip_high", "kl_coef", "max_redraws", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        _not_negative(self, "clip_low", "clip_high", "kl_coef", "max_redraws", "seed")
 
 
 def _not_negative(config: object, *names: str) -> None:

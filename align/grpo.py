@@ -20,7 +20,7 @@ from align.aggregate import Average, per_token
 from align.batch import Prompts, Rollouts, means_of, rows_at
 from align.config import GRPOConfig
 from align.logprobs import TokenLogprobs
-from align.models import Reference, disable_dropout
+from align.models import Reference, match_sampling
 from align.rewards import Reward, check_rewards, score_rollouts
 from align.sampler import Sampler
 from align.training import Trainer
@@ -205,13 +205,7 @@ class GRPO:
                 f"prompts_per_step is {config.prompts_per_step}, fewer than the {accelerator.num_processes} processes: "
                 "raise it, because a group stays in one process"
             )
-        temperatures = [getattr(policy, "temperature", 1.0), sampler.config.temperature, config.sampling.temperature]
-        if len(set(temperatures)) > 1:
-            raise ValueError(
-                f"the policy, the sampler and the config have the temperatures {temperatures}: give all three the "
-                "same, or another distribution is trained than is sampled"
-            )
-        disable_dropout(policy)
+        match_sampling(policy, sampler=sampler.config.temperature, config=config.sampling.temperature)
         self.config, self.sampler, self.prompts = config, sampler, prompts
         self.rewards = check_rewards(rewards, prompts.columns)
         self.accelerator = accelerator

@@ -66,6 +66,25 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def match_sampling(policy: nn.Module, *, sampler: float, config: float) -> None:
+    """Make sure that what is trained is what is sampled: switch dropout off, and refuse unequal temperatures.
+
+    Args:
+        policy: the module that is trained; its temperature is 1 where it has none.
+        sampler, config: the temperatures of the sampler and of the algorithm's settings.
+
+    Raises:
+        ValueError: if the three temperatures differ.
+    """
+    temperatures = [getattr(policy, "temperature", 1.0), sampler, config]
+    if len(set(temperatures)) > 1:
+        raise ValueError(
+            f"the policy, the sampler and the config have the temperatures {temperatures}: give all three the "
+            "same, or another distribution is trained than is sampled"
+        )
+    disable_dropout(policy)
+
+
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer that lies beside a model."""
     from transformers import AutoTokenizer

@@ -20,6 +20,7 @@ from align.config import PPOConfig
 from align.critic import ActorCritic
 from align.experience import Experience, Seen, Targets
 from align.logprobs import TokenLogprobs
+from align.models import Reference, match_sampling
 from align.rewards import Reward, check_rewards, score_rollouts
 from align.sampler import Sampler
 from align.training import Trainer, cut_by_tokens
@@ -30,8 +31,6 @@ from classic_rl.returns import generalized_advantages
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from align.models import Reference
 
 
 def kl_penalised_rewards(
@@ -208,6 +207,7 @@ class PPO:
                 f"prompts_per_step is {config.prompts_per_step}, fewer than the {accelerator.num_processes} processes: "
                 "raise it, because the completions of a prompt stay in one process"
             )
+        match_sampling(policy, sampler=sampler.config.temperature, config=config.sampling.temperature)
         policy.entropy = config.entropy_coef > 0
         self.config, self.sampler, self.prompts = config, sampler, prompts
         self.rewards = check_rewards(rewards, prompts.columns)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from align.config import SamplingConfig
 from align.critic import ActorCritic, ValueHead, load_value_head, save_value_head
 from align.experience import Targets
 from align.logprobs import token_logprobs
@@ -367,3 +368,21 @@ def test_the_advantages_of_the_loop_are_those_of_the_function():
     counted = advantages[targets.action_mask]
     assert_close(targets.advantages[targets.action_mask], (counted - counted.mean()) / counted.std())
     assert_close(targets.returns, advantages + targets.values)
+
+
+def test_what_is_trained_is_what_is_sampled_one_temperature_and_no_dropout():
+    algorithm = small_ppo()
+    attention = algorithm.sampler.model.model.layers[0].self_attn
+    attention.attention_dropout = 0.5
+
+    def again() -> PPO:
+        return PPO(
+            algorithm.trainer.unwrapped, algorithm.sampler, algorithm.prompts, [share_of_letter], algorithm.config,
+            algorithm.accelerator, reference=algorithm.reference,
+        )  # fmt: skip
+
+    again()
+    assert attention.attention_dropout == 0
+    algorithm.sampler.config = SamplingConfig(max_new_tokens=6, temperature=0.5)
+    with pytest.raises(ValueError, match="give all three the same"):
+        again()
