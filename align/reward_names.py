@@ -1,4 +1,7 @@
-"""Rewards by what a command line can say: a built-in name, `module:function`, `path.py:function` or `model:FOLDER`."""
+"""Rewards by what a command line can say: a built-in name, `module:function`, `path.py:function` or `model:FOLDER`.
+
+`isolated:` before one of the two in the middle runs it in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,28 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from align.isolated import isolated
+from align.math_answer import math_answer
 from align.rewards import Reward, RewardError, RewardFunction
 from align.rows import nearest
 from align.verifiable import exact_answer, numeric_answer, regex_format, soft_overlong
 
 BUILT_IN: dict[str, Callable[..., RewardFunction]] = {
-    make.__name__: make for make in (exact_answer, numeric_answer, regex_format, soft_overlong)
+    make.__name__: make for make in (exact_answer, numeric_answer, math_answer, regex_format, soft_overlong)
 }
 
 MODEL = "model:"
 """Before the folder or hub id of a reward model."""
+ISOLATED = "isolated:"
+"""Before a function that is to run in a process of its own."""
 
 
 def resolve(name: str) -> Reward:
     """Find a reward by its name."""
     if name.startswith(MODEL):
         return _learned(name.removeprefix(MODEL))
+    if name.startswith(ISOLATED):
+        return _isolated(name.removeprefix(ISOLATED))
     place, _, attribute = name.rpartition(":")
     if not place:
         return Reward(_built_in(name))
@@ -37,6 +46,13 @@ def resolve(name: str) -> Reward:
     if found is None:
         raise RewardError(f"{place} has no {attribute!r}{nearest(attribute, vars(module))}")
     return found if isinstance(found, Reward) else Reward(found, name=attribute)
+
+
+def _isolated(name: str) -> Reward:
+    try:
+        return Reward(isolated(name))
+    except ValueError as error:
+        raise RewardError(f"{ISOLATED}{name}: {error}") from None
 
 
 def _learned(path: str) -> Reward:

@@ -242,6 +242,8 @@ def _listed(result: Any) -> Any:
 def _number(item: Any) -> tuple[float, str | None]:
     if item is None:
         return math.nan, None
+    if isinstance(item, Exception):  # a reward may say of one sample that it failed
+        return math.nan, str(item)
     if getattr(item, "ndim", None) == 0:
         item = item.item()
     if not isinstance(item, numbers.Real):

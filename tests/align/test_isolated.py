@@ -1,0 +1,147 @@
+"""Rewards in processes of their own survive what one process cannot."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from align.isolated import isolated
+from align.rewards import Reward, RewardError, score
+
+MISBEHAVING = Path(__file__).parent / "misbehaving.py"
+
+
+def named(function, **options):
+    return isolated(f"{MISBEHAVING}:{function}", **{"deadline": 1.0, "memory_megabytes": 1024, **options})
+
+
+def scored(reward, completions, on_error="error", **columns):
+    prompts = ["p"] * len(completions)
+    return score([Reward(reward, name="x")], prompts, completions, columns, on_error=on_error)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+@pytest.mark.parametrize(
+    ("deed", "words"),
+    [
+        ("raises", "it raised KeyError: 'missing' (misbehaving.py, line"),
+        ("exits", "it raised SystemExit: 3"),
+        ("leaves", "its process ended with exit code 7"),
+        ("busy_in_c", "it took longer than 1 s and was killed"),
+        ("backtracks", "it took longer than 1 s and was killed"),
+        ("deaf", "it took longer than 1 s and was killed"),
+        ("crashes", "its process ended by SIGSEGV"),
+        ("eats_memory", "it raised MemoryError"),
+        ("nan", "expected a finite number, got nan"),
+        ("text", "it raised ValueError: could not convert string to float: 'high'"),
+    ],
+)
+def test_what_goes_wrong_costs_its_sample_alone(deed, words):
+    reward = named("reward")
+    scores = scored(reward, ["fine", deed, "fine"], on_error="skip")
+    assert [scores.total[0], scores.total[2]] == [0.5, 0.5]
+    assert scores.total[1] != scores.total[1]
+    assert len(scores.faults) == 1 and scores.faults[0].startswith(f"reward 'x' failed on sample 1: {words}")
+    assert f"its completion is '{deed}'" in scores.faults[0]
+    with pytest.raises(RewardError, match="failed on sample 0"):
+        scored(reward, [deed])
+
+
+def test_a_reward_that_prints_does_not_speak_for_itself(capfd):
+    assert scored(named("reward"), ["chatters", "fine", "none"], on_error="skip").parts["x"][:2] == [1.0, 0.5]
+    assert '{"value": 99}' in capfd.readouterr().err
+
+
+def test_async_rewards_columns_and_messages_arrive_as_they_are():
+    assert scored(named("reward_async"), ["a", "b"], answer=["a", "a"]).total == [1.0, 0.0]
+    prompts = [[{"role": "user", "content": "é\n\u2028"}]]
+    completions = [[{"role": "assistant", "content": "é\n\u2028😀"}]]
+    assert score([named("of_messages")], prompts, completions, {"answer": ["😀"]}).total == [1.0]
+
+
+def test_a_worker_is_used_again_and_only_a_killed_one_is_replaced():
+    reward = named("by_process")
+    first, second = scored(reward, ["a"]).total[0], scored(reward, ["b", "c"]).total
+    assert [first, first] == second and first != os.getpid()
+    reward = named("two_at_once", workers=2)
+    started = time.monotonic()
+    assert len(set(scored(reward, ["a", "b", "c", "d"]).total)) == 2
+    assert time.monotonic() - started < 4 * 0.5 + 10  # two at a time, after both have started
+
+
+def test_what_a_killed_worker_started_is_killed_too(tmp_path):
+    file = tmp_path / "pid"
+    scored(named("leaves_a_child"), [str(file)], on_error="zero")
+    child = int(file.read_text())
+    for _ in range(100):
+        if not alive(child):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {child} lives on")
+
+
+def test_workers_end_with_their_reward_and_with_their_parent():
+    reward = named("by_process")
+    worker = int(scored(reward, ["a"]).total[0])
+    assert alive(worker)
+    del reward
+    gc.collect()
+    assert not alive(worker)
+
+    code = f"""
+import os
+from align.isolated import isolated
+print(int(isolated({str(MISBEHAVING) + ":by_process"!r})(["p"], ["a"])[0]), flush=True)
+os.kill(os.getpid(), 9)
+"""
+    printed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True).stdout
+    orphan, until = int(printed), time.monotonic() + 20
+    while alive(orphan):
+        assert time.monotonic() < until, "the worker of a killed parent lives on"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tests.align.misbehaving:nothing", "cannot be loaded: it raised AttributeError"),
+        ("no_such_module_here:reward", "cannot be loaded: it raised ModuleNotFoundError"),
+    ],
+)
+def test_a_reward_that_cannot_be_loaded_is_told_with_the_reason(name, words):
+    with pytest.raises(RewardError, match=words):
+        scored(isolated(name), ["a"])
+
+
+def test_arguments_that_cannot_travel_are_refused():
+    with pytest.raises(RewardError, match="travel as JSON"):
+        scored(named("reward"), ["fine"], odd=[{1, 2}])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("reward", {}, "expected module:function"),
+        ("nowhere.py:reward", {}, "no such file"),
+        ("module:reward", {"deadline": 0}, "deadline must be"),
+        ("module:reward", {"deadline": float("nan")}, "deadline must be"),
+        ("module:reward", {"memory_megabytes": 8}, "at least 64"),
+        ("module:reward", {"workers": 0}, "at least 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(name, options, words):
+    with pytest.raises(ValueError, match=words):
+        isolated(name, **options)
