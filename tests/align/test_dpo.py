@@ -222,7 +222,7 @@ def test_every_metric_is_described(make):
         (DPOConfig, {"label_smoothing": 0.5}, "label_smoothing must be at least 0 and below 0.5.*swap chosen"),
         (DPOConfig, {"sft_weight": -1.0}, "sft_weight must not be negative"),
         (DPOConfig, {"pairs_per_step": 0}, "must be at least 1"),
-        (KTOConfig, {"examples_per_step": 1}, "examples_per_step at least 2"),
+        (KTOConfig, {"examples_per_step": 1}, "examples_per_step must be at least 2"),
         (KTOConfig, {"beta": -0.1}, "beta must be above 0"),
         (KTOConfig, {"desirable_weight": -1.0}, "must not be negative"),
     ],
