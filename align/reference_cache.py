@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -262,4 +262,4 @@ def _content(tensors: Mapping[str, Tensor]) -> str:
 
 def _update(digest: hashlib._Hash, tensor: Tensor) -> None:
     digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    digest.update(cast(Any, tensor.contiguous().view(-1).view(torch.uint8).numpy()))
