@@ -215,7 +215,7 @@ def _write(reference: CachedReference, made_with: Mapping[str, str]) -> None:
     keys = np.frombuffer(b"".join(reference.places), dtype=np.uint8).reshape(-1, KEY_BYTES).copy()
     counts = [end - start for start, end in reference.places.values()]
     tensors = {"keys": torch.from_numpy(keys), "counts": torch.tensor(counts), "logprobs": reference.logprobs}
-    unfinished = reference.path.with_name(reference.path.name + ".unfinished")
+    unfinished = reference.path.with_name(f"{reference.path.name}.{os.getpid()}.unfinished")  # runs may start together
     try:
         reference.path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, unfinished, {"format": FORMAT, "content": _content(tensors), **made_with})
