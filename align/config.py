@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,20 +28,11 @@ class OptimizerConfig:
     """Tokens of one forward and backward pass, padding included: bounds memory, never changes the gradient."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if not self.max_grad_norm > 0:
-            raise ValueError(
-                f"max_grad_norm must be above 0, got {self.max_grad_norm}: use a large value to switch clipping off"
-            )
-        if self.tokens_per_micro_batch < 1:
-            raise ValueError(f"tokens_per_micro_batch must be at least 1, got {self.tokens_per_micro_batch}")
-        if self.warmup_steps < 0 or not self.weight_decay >= 0:
-            raise ValueError(
-                f"warmup_steps and weight_decay must not be negative, got {self.warmup_steps} and {self.weight_decay}"
-            )
-        if not 0 <= self.final_fraction <= 1:
-            raise ValueError(f"final_fraction must lie in [0, 1], got {self.final_fraction}")
+        _must(self, "be above 0", "learning_rate")
+        _must(self, "be above 0, or inf", "max_grad_norm", why="at inf nothing is clipped")
+        _must(self, "be at least 1", "tokens_per_micro_batch")
+        _must(self, "not be negative", "warmup_steps", "weight_decay")
+        _must(self, "lie in [0, 1]", "final_fraction")
 
 
 @dataclass(frozen=True)
@@ -55,14 +47,8 @@ class SamplingConfig:
     """Tokens in the cache at once, though a group stays whole: bounds memory, never changes a completion."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"temperature must be above 0, got {self.temperature}: for greedy answers use a small one, such as 0.01"
-            )
-        if self.tokens_per_batch < 1:
-            raise ValueError(f"tokens_per_batch must be at least 1, got {self.tokens_per_batch}")
+        _must(self, "be at least 1", "max_new_tokens", "tokens_per_batch")
+        _must(self, "be above 0", "temperature", why="for greedy answers use a small one, such as 0.01")
 
 
 @dataclass(frozen=True)
@@ -78,10 +64,7 @@ class SFTConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-5))
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.examples_per_step < 1:
-            raise ValueError(
-                f"steps and examples_per_step must be at least 1, got {self.steps} and {self.examples_per_step}"
-            )
+        _must(self, "be at least 1", "steps", "examples_per_step")
 
 
 @dataclass(frozen=True)
@@ -103,17 +86,11 @@ class DPOConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-6))
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.pairs_per_step < 1:
-            raise ValueError(f"steps and pairs_per_step must be at least 1, got {self.steps} and {self.pairs_per_step}")
-        if self.beta <= 0:
-            raise ValueError(f"beta must be above 0, got {self.beta}: at 0 no pair would have a gradient")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(
-                f"label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}: it is the share of "
-                "labels that are wrong, and at a half they say nothing. If most are wrong, swap chosen and rejected."
-            )
-        if self.sft_weight < 0:
-            raise ValueError(f"sft_weight must not be negative, got {self.sft_weight}")
+        _must(self, "be at least 1", "steps", "pairs_per_step")
+        _must(self, "be above 0", "beta", why="at 0 no pair would have a gradient")
+        why = "it is how many labels are wrong, and a half says nothing. If most are wrong, swap chosen and rejected."
+        _must(self, "be at least 0 and below 0.5", "label_smoothing", why=why)
+        _must(self, "not be negative", "sft_weight")
 
 
 @dataclass(frozen=True)
@@ -135,18 +112,11 @@ class KTOConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-6))
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.examples_per_step < 2:
-            raise ValueError(
-                f"steps must be at least 1 and examples_per_step at least 2, got {self.steps} and "
-                f"{self.examples_per_step}: the reference point of a step is taken from answers under others' prompts"
-            )
-        if self.beta <= 0:
-            raise ValueError(f"beta must be above 0, got {self.beta}: at 0 no answer would have a gradient")
-        if self.desirable_weight < 0 or self.undesirable_weight < 0:
-            raise ValueError(
-                "desirable_weight and undesirable_weight must not be negative, got "
-                f"{self.desirable_weight} and {self.undesirable_weight}"
-            )
+        _must(self, "be at least 1", "steps")
+        why = "the reference point of a step is taken from answers under others' prompts"
+        _must(self, "be at least 2", "examples_per_step", why=why)
+        _must(self, "be above 0", "beta", why="at 0 no answer would have a gradient")
+        _must(self, "not be negative", "desirable_weight", "undesirable_weight")
 
 
 @dataclass(frozen=True)
@@ -164,12 +134,8 @@ class RewardModelConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.pairs_per_step < 1:
-            raise ValueError(f"steps and pairs_per_step must be at least 1, got {self.steps} and {self.pairs_per_step}")
-        if self.centring < 0:
-            raise ValueError(
-                f"centring must not be negative, got {self.centring}: it would drive the scores away from 0"
-            )
+        _must(self, "be at least 1", "steps", "pairs_per_step")
+        _must(self, "not be negative", "centring", why="it would drive the scores away from 0")
 
 
 @dataclass(frozen=True)
@@ -191,8 +157,8 @@ class TokenRewardConfig:
     """Scores, once normalised, are clipped to [-score_clip, score_clip]; None does not clip."""
 
     def __post_init__(self) -> None:
-        _not_negative(self, "kl_coef", "missing_eos_penalty")
-        _above_0_or_none(self, "kl_target", "score_clip")
+        _must(self, "not be negative", "kl_coef", "missing_eos_penalty")
+        _must(self, "be above 0, or None", "kl_target", "score_clip")
         if self.kl_target is not None and self.kl_coef == 0:
             raise ValueError("kl_target needs a kl_coef above 0 to begin with: a factor never moves a 0")
         if self.truncated != "ended" and self.missing_eos_penalty:
@@ -216,11 +182,9 @@ class CriticConfig:
     """Values that moved by more than this from those of the rollout earn nothing; None does not clip."""
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        _not_negative(self, "value_coef")
-        _above_0_or_none(self, "value_clip")
+        _must(self, "lie in [0, 1]", "gamma", "lam")
+        _must(self, "not be negative", "value_coef")
+        _must(self, "be above 0, or None", "value_clip")
 
 
 @dataclass(frozen=True)
@@ -253,11 +217,9 @@ class PPOConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "prompts_per_step", "group_size", "epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        _not_negative(self, "clip_low", "clip_high", "entropy_coef")
-        _above_0_or_none(self, "kl_limit")
+        _must(self, "be at least 1", "steps", "prompts_per_step", "group_size", "epochs", "minibatches")
+        _must(self, "not be negative", "clip_low", "clip_high", "entropy_coef")
+        _must(self, "be above 0, or None", "kl_limit")
         completions = self.prompts_per_step * self.group_size
         if self.minibatches > completions:
             raise ValueError(
@@ -294,25 +256,28 @@ class GRPOConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        if self.group_size < 2:
-            raise ValueError(
-                f"group_size must be at least 2, got {self.group_size}: one completion is its own mean, "
-                "so every advantage would be 0. Raise group_size."
-            )
-        for name in ("steps", "prompts_per_step", "updates_per_rollout"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        _not_negative(self, "clip_low", "clip_high", "kl_coef", "max_redraws", "seed")
+        why = "one completion is its own mean, so every advantage would be 0. Raise group_size."
+        _must(self, "be at least 2", "group_size", why=why)
+        _must(self, "be at least 1", "steps", "prompts_per_step", "updates_per_rollout")
+        _must(self, "not be negative", "clip_low", "clip_high", "kl_coef", "max_redraws", "seed")
 
 
-def _not_negative(config: object, *names: str) -> None:
+_RANGES: dict[str, Callable[[float], bool]] = {
+    "be above 0": lambda number: 0 < number < math.inf,
+    "be above 0, or None": lambda number: number is None or 0 < number < math.inf,
+    "be above 0, or inf": lambda number: number > 0,
+    "not be negative": lambda number: 0 <= number < math.inf,
+    "be at least 1": lambda number: 1 <= number < math.inf,
+    "be at least 2": lambda number: 2 <= number < math.inf,
+    "lie in [0, 1]": lambda number: 0 <= number <= 1,
+    "be at least 0 and below 0.5": lambda number: 0 <= number < 0.5,
+}
+"""What a number may be asked to do. Each says what is right, not what is wrong: every comparison with NaN is False."""
+
+
+def _must(config: object, do: str, *names: str, why: str = "") -> None:
+    """Refuse settings that are not as asked, NaN among them."""
     for name in names:
-        if not 0 <= getattr(config, name) < math.inf:
-            raise ValueError(f"{name} must not be negative, got {getattr(config, name)}")
-
-
-def _above_0_or_none(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} must be above 0, or None, got {value}")
+        number = getattr(config, name)
+        if not _RANGES[do](number):
+            raise ValueError(f"{name} must {do}, got {number}{why and f': {why}'}")

@@ -36,8 +36,8 @@ class DPO:
 
     policy: the module that is trained.
     pairs: what was preferred to what.
-    reference: as `align.models.reference_of` gives it, taken before anything is trained; None for a loss that needs
-        none.
+    reference: as `align.models.reference_of` gives it, taken before anything is trained, or
+        `align.reference_cache.cached_reference`; None for a loss that needs none.
     loss: of each pair; `dpo_loss` with the config's beta and label smoothing by default.
     score: the log-probability of an answer, (logprobs [B, T], action_mask [B, T]) -> [B]: `summed`, or `averaged` for
         IPO, SimPO and ORPO.

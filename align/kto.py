@@ -43,6 +43,24 @@ def mismatched(examples: Examples, rows: Sequence[int]) -> Examples:
     )
 
 
+def asked_of_reference(feedback: Feedback, config: KTOConfig, held_out: Feedback | None = None) -> Iterator[Examples]:
+    """Yield all that a run asks its reference about, for `align.reference_cache.cached_reference`.
+
+    These are the answers, and for the reference points each step's answers under the prompts of others. Which prompt
+    meets which answer changes from step to step, so of these there are as many as a run without a cache computes; they
+    follow from seed, steps and examples_per_step, and runs that differ in other settings share them.
+    """
+    yield feedback.examples
+    for step in range(config.steps):
+        yield mismatched(feedback.examples, _rows(step, len(feedback), config))
+    if held_out is not None:
+        yield from (held_out.examples, mismatched(held_out.examples, range(len(held_out))))
+
+
+def _rows(step: int, size: int, config: KTOConfig) -> list[int]:
+    return rows_at(step * config.examples_per_step, config.examples_per_step, size, config.seed)
+
+
 class KTO:
     """The loop: `steps()` yields the metrics of each optimizer step; `state()` is all that a resumed run needs.
 
@@ -54,7 +72,8 @@ class KTO:
 
     policy: the module that is trained.
     feedback: what was liked and what was not.
-    reference: as `align.models.reference_of` gives it, taken before anything is trained.
+    reference: as `align.models.reference_of` gives it, taken before anything is trained, or
+        `align.reference_cache.cached_reference`.
     """
 
     def __init__(
@@ -66,8 +85,7 @@ class KTO:
         *,
         reference: Reference,
     ) -> None:
-        if len(feedback) < 2:
-            raise ValueError(f"KTO needs at least 2 answers, got {len(feedback)}: each also meets another's prompt")
+        _check_two(feedback)
         self.config = config
         self.data = feedback
         self.accelerator = accelerator
@@ -84,25 +102,17 @@ class KTO:
     def _step(self) -> dict[str, float]:
         started = time.perf_counter()
         count = self.config.examples_per_step
-        rows = rows_at(self.step * count, count, len(self.data), self.config.seed)
-        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        sequences = self.data.examples.select(rows[mine])
-        liked = torch.tensor([self.data.labels[row] for row in rows[mine]], dtype=torch.bool)
-        reference_point = self._reference_point(mismatched(self.data.examples, rows).select(range(count)[mine]), count)
+        rows = _rows(self.step, len(self.data), self.config)
+        mine = rows[self._mine]
+        sequences = self.data.examples.select(mine)
+        liked = torch.tensor([self.data.labels[row] for row in mine], dtype=torch.bool)
+        reference_point = self._reference_point(mismatched(self.data.examples, rows))
 
         def loss_of(said: TokenLogprobs, micro_batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            logprobs = said.logprobs
-            batch, labels = sequences.select(micro_batch).to(logprobs.device), liked[micro_batch].to(logprobs.device)
-            log_ratios = self._log_ratios(batch, logprobs)
-            losses = kto_loss(
-                log_ratios,
-                labels,
-                reference_point,
-                beta=self.config.beta,
-                desirable_weight=self.config.desirable_weight,
-                undesirable_weight=self.config.undesirable_weight,
-            )
-            return losses.sum() / count, _sums(self.config.beta * log_ratios.detach().double(), labels, batch)
+            batch = sequences.select(micro_batch).to(said.logprobs.device)
+            log_ratios = self._log_ratios(batch, said.logprobs)
+            loss, sums = self._judge(log_ratios, liked[micro_batch].to(log_ratios.device), reference_point)
+            return loss / count, {"tokens": batch.action_mask.sum(), **sums}
 
         result = self.trainer.step(sequences, loss_of, step=self.step)
         self.step += 1
@@ -122,18 +132,67 @@ class KTO:
             ref_logprobs = self.reference(batch.input_ids, batch.action_mask)
         return summed(logprobs - ref_logprobs, batch.action_mask)
 
+    def _judge(self, log_ratios: Tensor, liked: Tensor, reference_point: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the answers' losses, and sums of their rewards by label."""
+        losses = kto_loss(
+            log_ratios,
+            liked,
+            reference_point,
+            beta=self.config.beta,
+            desirable_weight=self.config.desirable_weight,
+            undesirable_weight=self.config.undesirable_weight,
+        )
+        rewards = self.config.beta * log_ratios.detach().double()
+        return losses.sum(), {
+            "liked": liked.sum(),
+            "disliked": (~liked).sum(),
+            "chosen": rewards[liked].sum(),
+            "rejected": rewards[~liked].sum(),
+        }
+
+    def _reference_point(self, crossed: Examples) -> float:
+        """Return the mean log-ratio of answers under others' prompts, over all processes, at least 0."""
+        total = self._log_ratios_of(crossed).sum()
+        return max(0.0, self.trainer.sum_over_processes({"total": total})["total"] / len(crossed))
+
     @torch.no_grad()
-    def _reference_point(self, sequences: Sequences, count: int) -> float:
-        """Return the mean log-ratio over the answers of all processes, at least 0."""
-        total = torch.zeros((), dtype=torch.float64)
+    def _log_ratios_of(self, examples: Examples) -> Tensor:
+        """Return the log-ratios of this process's share of some examples. [share], float64"""
+        sequences = examples.select(range(len(examples))[self._mine])
+        found = torch.zeros(len(sequences), dtype=torch.float64)
         budget = self.config.optimizer.tokens_per_micro_batch
         for rows in cut_by_tokens(sequences.lengths, budget) if len(sequences) else []:
             batch = sequences.select(rows).to(self.accelerator.device)
             # not the wrapped policy, whose forward may wait for processes that have no further batch
             with self.accelerator.autocast():
                 logprobs = self.trainer.unwrapped(batch.input_ids, batch.action_mask).logprobs
-            total += self._log_ratios(batch, logprobs).double().sum().cpu()
-        return max(0.0, self.trainer.sum_over_processes({"total": total})["total"] / count)
+            found[rows] = self._log_ratios(batch, logprobs).double().cpu()
+        return found
+
+    @torch.no_grad()
+    def evaluate(self, held_out: Feedback) -> dict[str, float]:
+        """Return the mean "loss" of an answer, the rewards and the reference point, on what was not learned from.
+
+        The reference point is that of all held-out answers, each under the prompt of the row before.
+
+        Raises:
+            ValueError: if there are fewer than two answers.
+        """
+        _check_two(held_out)
+        reference_point = self._reference_point(mismatched(held_out.examples, range(len(held_out))))
+        liked = torch.tensor(held_out.labels[self._mine], dtype=torch.bool)
+        loss, sums = self._judge(self._log_ratios_of(held_out.examples), liked, reference_point)
+        result = self.trainer.sum_over_processes({"loss": loss, **sums})
+        return {
+            "loss": result["loss"] / len(held_out),
+            **_preferences(result),
+            "kl/reference_point": reference_point,
+        }
+
+    @property
+    def _mine(self) -> slice:
+        """This process's share of some rows."""
+        return slice(self.accelerator.process_index, None, self.accelerator.num_processes)
 
     def state(self) -> dict[str, Any]:
         """Return weights, optimizer and step; the order of the data follows from the seed and the step."""
@@ -149,14 +208,9 @@ class KTO:
         return []
 
 
-def _sums(rewards: Tensor, liked: Tensor, batch: Sequences) -> dict[str, Tensor]:
-    return {
-        "tokens": batch.action_mask.sum(),
-        "liked": liked.sum(),
-        "disliked": (~liked).sum(),
-        "chosen": rewards[liked].sum(),
-        "rejected": rewards[~liked].sum(),
-    }
+def _check_two(feedback: Feedback) -> None:
+    if len(feedback) < 2:
+        raise ValueError(f"KTO needs at least 2 answers, got {len(feedback)}: each also meets another's prompt")
 
 
 def _preferences(sums: dict[str, float]) -> dict[str, float]:

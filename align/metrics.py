@@ -36,7 +36,8 @@ METRICS: dict[str, str] = {
     "tokens/per_second": "completion tokens sampled and learned from, per second of the whole step",
     "time/step": "seconds of the step: sampling, rewards and update",
     "time/sample": "seconds of sampling and scoring",
-    "eval/<name>": "the metric of that name on held-out data; eval/loss is the mean loss per token",
+    "eval/<name>": "the metric of that name on held-out data; eval/loss is the mean loss: of a token in SFT, of a pair "
+    "in DPO and for reward models, of an answer in KTO, whose reference point is that of the held-out answers",
 }
 
 

@@ -34,11 +34,7 @@ def load_model(
     Raises:
         ValueError: if the path looks like a local folder that is not there, or holds no model.
     """
-    folder = Path(path)
-    if not folder.exists() and (folder.is_absolute() or str(path).startswith((".", "~"))):
-        raise ValueError(f"{path}: no such folder. Give a folder written by save_pretrained, or a hub id.")
-    if folder.is_file() or (folder.is_dir() and not any(folder.glob("*config.json"))):
-        raise ValueError(f"{path}: holds no config.json. Give the folder that save_pretrained wrote.")
+    folder = check_model_folder(path)
     arguments: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if (folder / "adapter_config.json").exists():
         from peft import AutoPeftModelForCausalLM
@@ -51,6 +47,16 @@ def load_model(
     model.train()
     disable_dropout(model)
     return model
+
+
+def check_model_folder(path: str | Path) -> Path:
+    """Return the path, refused if it looks like a local folder that is not there, or holds no model."""
+    folder = Path(path)
+    if not folder.exists() and (folder.is_absolute() or str(path).startswith((".", "~"))):
+        raise ValueError(f"{path}: no such folder. Give a folder written by save_pretrained, or a hub id.")
+    if folder.is_file() or (folder.is_dir() and not any(folder.glob("*config.json"))):
+        raise ValueError(f"{path}: holds no config.json. Give the folder that save_pretrained wrote.")
+    return folder
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -7,10 +7,11 @@ that is not padding instead: so a reward model's padding token is one with which
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from align.batch import Completion, Message, Sequences
 from align.data import Demonstrations, check_template, eos_token_ids
 from align.logprobs import base_model
-from align.models import disable_dropout, load_model, save_model
+from align.models import check_model_folder, disable_dropout, load_model, load_tokenizer, save_model
 from align.rewards import RewardFunction
 from align.rows import Fault
 from align.training import cut_by_tokens
@@ -103,30 +104,75 @@ def load_reward_model(path: str | Path, *, seed: int | None = None, trust_remote
     """Load a sequence classifier with one label, in float32, from a folder or a hub id.
 
     Args:
-        path: what `save_reward_model` wrote, or any such classifier that reads the last token.
+        path: what `save_reward_model` wrote, or any such classifier that reads the last token; or a folder with PEFT
+            adapters of one (task type SEQ_CLS), which are merged into their base.
         seed: of a new head, for a causal LM; None refuses it, since scores of a new head mean nothing.
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
         ValueError: if it is no such model.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
-    local = Path(path).exists() or Path(path).is_absolute() or str(path).startswith((".", "~"))
-    if local and not (Path(path) / "config.json").exists():  # adapters, or nothing, which `load_model` tells apart
-        return _with_new_head(path, seed, trust_remote_code)
-    config: Any = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
-    if not any(name.endswith(CLASSIFIER) for name in config.architectures or []):
-        return _with_new_head(path, seed, trust_remote_code)
-    _check_class(config)
-    if config.num_labels != 1:
-        raise ValueError(f"{path}: has {config.num_labels} labels, and a reward model has 1: take another model")
+    what = kind_of(path, trust_remote_code=trust_remote_code)
+    if what == "a causal LM" and seed is not None:
+        return reward_model_of(load_model(path, trust_remote_code=trust_remote_code), seed=seed)
+    check_reward_model(path, trust_remote_code=trust_remote_code)
+    if what == "adapters of a classifier":
+        return _ready(_on_their_base(path, trust_remote_code))
     arguments: Any = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, "output_loading_info": True}
     classifier, found = AutoModelForSequenceClassification.from_pretrained(str(path), **arguments)
     if found["missing_keys"]:
         missing = ", ".join(sorted(found["missing_keys"])[:3])
         raise ValueError(f"{path}: lacks weights of the model, such as {missing}: save or fetch it again")
     return _ready(classifier)
+
+
+Kind = Literal["a classifier", "adapters of a classifier", "a causal LM"]
+
+
+def kind_of(path: str | Path, *, trust_remote_code: bool = False) -> Kind:
+    """Tell from its config what a folder or hub id holds; whatever is no classifier counts as a causal LM.
+
+    Raises:
+        ValueError: if the path looks like a local folder that is not there, or holds no model.
+    """
+    from transformers import AutoConfig
+
+    folder = check_model_folder(path)
+    if (folder / "adapter_config.json").exists():
+        said = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return "adapters of a classifier" if said.get("task_type") == "SEQ_CLS" else "a causal LM"
+    config: Any = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+    return "a classifier" if any(n.endswith(CLASSIFIER) for n in config.architectures or []) else "a causal LM"
+
+
+def check_reward_model(path: str | Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse what is no reward model, from its config and the names of its weights: nothing is loaded for that.
+
+    Raises:
+        ValueError: saying what is there instead, and the way out.
+    """
+    from transformers import AutoConfig
+
+    what = kind_of(path, trust_remote_code=trust_remote_code)
+    if what == "a causal LM":
+        raise ValueError(f"{path}: is no reward model but a causal LM: train one on it with `align reward`")
+    names, base = _weight_names(Path(path)), path
+    if what == "adapters of a classifier":
+        base = _base_of(path)
+        if not _has_head(names or set()) and kind_of(base) != "a classifier":
+            raise ValueError(
+                f"{path}: holds adapters without a head, and so does {base} under them: a new one would score at "
+                "random. Save the head with them (modules_to_save), or train a model with `align reward`"
+            )
+    elif names is not None and not _has_head(names):
+        way_out = "save it again, or train a model with `align reward`"
+        raise ValueError(f"{path}: has no weights of a head `score`, which reads the last token: {way_out}")
+    config: Any = AutoConfig.from_pretrained(str(base), trust_remote_code=trust_remote_code)
+    _check_class(config)
+    if config.num_labels != 1 and kind_of(base) == "a classifier":  # a causal LM's config counts labels of no use
+        raise ValueError(f"{path}: has {config.num_labels} labels, and a reward model has 1: take another model")
 
 
 def separate_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -220,11 +266,47 @@ def check_ends(last: Sequence[Sequence[int]], pad_token_id: int | None) -> None:
             raise ValueError(f"a text {what}: call separate_padding(model, tokenizer) before anything is tokenised")
 
 
-def _with_new_head(path: str | Path, seed: int | None, trust_remote_code: bool) -> PreTrainedModel:
-    causal_lm = load_model(path, trust_remote_code=trust_remote_code)
-    if seed is None:
-        raise ValueError(f"{path}: is no reward model but a causal LM: train one on it with `align reward`")
-    return reward_model_of(causal_lm, seed=seed)
+def _on_their_base(path: str | Path, trust_remote_code: bool) -> Any:
+    """Load adapters of a classifier with the head that was trained beside them, and merge them into their base."""
+    from peft import PeftModel
+
+    with torch.random.fork_rng():  # a head and adapters are drawn before those of the files take their place
+        base: Any = load_reward_model(_base_of(path), seed=0, trust_remote_code=trust_remote_code)
+        if any((Path(path) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+            tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+            if len(tokenizer) > base.get_input_embeddings().num_embeddings:  # a padding token of their own
+                base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            for config in (base.config, base.config.get_text_config()):
+                config.pad_token_id = tokenizer.pad_token_id
+        merged: Any = cast(Any, PeftModel.from_pretrained(base, str(path))).merge_and_unload()
+    return merged.requires_grad_(True)  # adapters had frozen what they are merged into
+
+
+def _base_of(path: str | Path) -> str:
+    said = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+    base = str(said.get("base_model_name_or_path") or "")
+    if not base or (Path(base).is_absolute() and not Path(base).exists()):
+        raise ValueError(
+            f"{path}: the adapters' base {base!r} is not there: put its path into adapter_config.json as "
+            "base_model_name_or_path"
+        )
+    return base
+
+
+def _weight_names(folder: Path) -> set[str] | None:
+    """Return the names of the weights in a local folder; None where they are kept otherwise, as on the hub."""
+    from safetensors import safe_open
+
+    for file in (folder / "adapter_model.safetensors", folder / "model.safetensors"):
+        if file.exists():
+            with safe_open(file, "pt") as weights:
+                return set(weights.keys())
+    index = folder / "model.safetensors.index.json"
+    return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"]) if index.exists() else None
+
+
+def _has_head(names: set[str]) -> bool:
+    return any("score" in name.split(".") for name in names)
 
 
 def _check_class(config: Any) -> None:

@@ -56,13 +56,22 @@ def _isolated(name: str) -> Reward:
 
 
 def _learned(path: str) -> Reward:
-    """Return a reward model as a reward; its weights are loaded when it is first called, to where a GPU is."""
+    """Return a reward model as a reward; its weights are loaded when it is first called, to where a GPU is.
+
+    What is no reward model is refused now, before anything is trained.
+    """
+    from align.reward_head import check_reward_model
+
     folder = Path(path).expanduser()
     local = folder.is_absolute() or path.startswith((".", "~")) or (folder.parent != Path() and folder.parent.is_dir())
     if local and not folder.is_dir():
         siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise RewardError(f"{MODEL}{path}: no such folder{nearest(folder.name, siblings)}")
     place = str(folder) if folder.exists() else path
+    try:
+        check_reward_model(place)
+    except (OSError, ValueError) as error:
+        raise RewardError(f"{MODEL}{path}: {' '.join(str(error).removeprefix(f'{place}: ').split())}") from error
 
     @cache
     def loaded() -> RewardFunction:

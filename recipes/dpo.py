@@ -12,12 +12,11 @@ from align import preferences
 from align.config import DPOConfig
 from align.dpo import DPO
 from align.logprobs import Policy
-from align.models import reference_of
 from align.pairs import Pairs, read_pairs, tokenize_pairs
 from align.preferences import averaged, dpo_margins, summed
 from recipes.common import recipe
 from recipes.options import DPOOptions, PreferenceLoss, dpo_defaults
-from recipes.preferences import learn_from_rows
+from recipes.preferences import learn_from_rows, make_reference
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,8 +29,15 @@ def train(options: DPOOptions, command: Sequence[str]) -> int:
     data, config, name = options.data, options.dpo, options.objective.loss
     chosen = objective(name, config)
 
-    def build(policy: Policy, pairs: Pairs, accelerator: Accelerator) -> DPO:
-        reference = None if name in WITHOUT_REFERENCE else reference_of(policy)
+    if name in WITHOUT_REFERENCE and options.reference.reference_cache:
+        raise ValueError(f"--reference-cache means nothing to --loss {name}, which has no reference: leave it out")
+
+    def build(policy: Policy, pairs: Pairs, held_out: Pairs | None, accelerator: Accelerator) -> DPO:
+        asked = [side for each in (pairs, held_out) if each for side in (each.chosen, each.rejected)]
+        budget = config.optimizer.tokens_per_micro_batch
+        reference = None
+        if name not in WITHOUT_REFERENCE:
+            reference = make_reference(policy, asked, options, accelerator, tokens_per_batch=budget)
         return DPO(policy, pairs, config, accelerator, reference=reference, **chosen)
 
     limits = {"max_tokens": data.max_tokens, "too_long": data.too_long, "degenerate": data.degenerate}

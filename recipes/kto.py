@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from align.kto import KTO
+from align.kto import KTO, asked_of_reference
 from align.logprobs import Policy
-from align.models import reference_of
 from align.pairs import Feedback, read_feedback, tokenize_feedback
 from recipes.common import recipe
 from recipes.options import KTOOptions
-from recipes.preferences import learn_from_rows
+from recipes.preferences import learn_from_rows, make_reference
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -22,8 +21,10 @@ def train(options: KTOOptions, command: Sequence[str]) -> int:
     """Run the recipe and return its exit code."""
     data, config = options.data, options.kto
 
-    def build(policy: Policy, feedback: Feedback, accelerator: Accelerator) -> KTO:
-        return KTO(policy, feedback, config, accelerator, reference=reference_of(policy))
+    def build(policy: Policy, feedback: Feedback, held_out: Feedback | None, accelerator: Accelerator) -> KTO:
+        asked, budget = asked_of_reference(feedback, config, held_out), config.optimizer.tokens_per_micro_batch
+        reference = make_reference(policy, asked, options, accelerator, tokens_per_batch=budget)
+        return KTO(policy, feedback, config, accelerator, reference=reference)
 
     return learn_from_rows(
         "kto",

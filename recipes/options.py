@@ -184,6 +184,15 @@ class PreferenceOptions:
 
 
 @dataclass(frozen=True)
+class ReferenceOptions:
+    """What the model is compared with: itself, as the run finds it."""
+
+    reference_cache: Path | None = None
+    """File of the reference's log-probabilities: written where it is missing, else read, and refused if it is of other
+    weights or data. The run then holds no second model, and further runs do not compute it again."""
+
+
+@dataclass(frozen=True)
 class DPOOptions:
     """Train a model with DPO or its family: learn from pairs of answers, of which one was preferred.
 
@@ -193,6 +202,7 @@ class DPOOptions:
     model: ModelOptions
     data: PairOptions
     objective: PreferenceOptions = field(default_factory=PreferenceOptions)
+    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
     held_out: HeldOutOptions = field(default_factory=HeldOutOptions)
     dpo: DPOConfig = field(default_factory=DPOConfig)
     run: RunOptions = field(default_factory=RunOptions)
@@ -207,6 +217,8 @@ class KTOOptions:
 
     model: ModelOptions
     data: FeedbackOptions
+    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
+    held_out: HeldOutOptions = field(default_factory=HeldOutOptions)
     kto: KTOConfig = field(default_factory=KTOConfig)
     run: RunOptions = field(default_factory=RunOptions)
 

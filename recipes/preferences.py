@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from align.data import Examples
 from align.logprobs import Policy
+from align.models import Reference, reference_of
+from align.reference_cache import cached_reference
 from recipes import inputs
 from recipes.common import claim_directory, execute, make_accelerator, save_result, tell
 
@@ -22,25 +25,24 @@ def learn_from_rows(
     seed: int,
     read: Callable[..., Any],
     tokenize: Callable[..., Any],
-    build: Callable[[Policy, Any, Accelerator], Any],
+    build: Callable[[Policy, Any, Any, Accelerator], Any],
     what: str,
 ) -> int:
     """Read rows, load a model, learn, and return an exit code.
 
     Args:
         name: of the command.
-        options: with `model`, `data`, `run`, and `held_out` where the algorithm can be measured.
+        options: with `model`, `data`, `held_out` and `run`.
         command: the words that started it.
         seed: of new adapters.
         read: from a source and its split to rows.
         tokenize: from rows and a tokenizer to what the algorithm learns from.
-        build: makes the algorithm.
+        build: (policy, what it learns from, what is held out or None, accelerator) -> the algorithm.
         what: the word for its rows.
     """
     places = {"data": (options.data.data, options.data.split)}
-    held_out = getattr(options, "held_out", None)
-    if held_out is not None and held_out.eval_data is not None:
-        places["eval_data"] = (held_out.eval_data, held_out.eval_split)
+    if options.held_out.eval_data is not None:
+        places["eval_data"] = (options.held_out.eval_data, options.held_out.eval_split)
     rows = {part: read(source, split=split) for part, (source, split) in places.items()}
     config = inputs.record(options, rows)
     accelerator = make_accelerator()
@@ -57,7 +59,8 @@ def learn_from_rows(
     inputs.check_fit(model, [ids for each in data.values() for ids in ids_of(each)])
     say(f"{options.model.model}: {inputs.count_parameters(model)}, on {accelerator.device}")
     say(f"run: {directory}")
-    algorithm = build(Policy(model), data["data"], accelerator)
+    held_out = data.get("eval_data")
+    algorithm = build(Policy(model), data["data"], held_out, accelerator)
     result = execute(
         algorithm,
         directory,
@@ -65,12 +68,26 @@ def learn_from_rows(
         config=config,
         command=command,
         accelerator=accelerator,
-        evaluate=(lambda: algorithm.evaluate(data["eval_data"])) if "eval_data" in data else None,
+        evaluate=(lambda: algorithm.evaluate(held_out)) if held_out else None,
     )
     if result.finished:
         save_result(model, tokenizer, result, options, accelerator)
         say(f"Model: {result.directory.final}")
     return result.exit_code
+
+
+def make_reference(
+    policy: Policy, asked: Iterable[Examples], options: Any, accelerator: Accelerator, *, tokens_per_batch: int
+) -> Reference:
+    """Freeze the policy, or keep what it says of all that will be asked in the file that `reference_cache` names."""
+    path = options.reference.reference_cache
+    if path is None:
+        return reference_of(policy)
+    does = "taken from" if path.exists() else "computed once, and written to"
+    reference = cached_reference(path, policy, asked, accelerator, tokens_per_batch=tokens_per_batch)
+    words = f"reference: {len(reference.places):,} answers of {len(reference.logprobs):,} tokens, {does} {path}"
+    tell(words, options=options.run, accelerator=accelerator)
+    return reference
 
 
 def ids_of(data: Any) -> list[list[int]]:

@@ -23,12 +23,13 @@ from align.critic import ActorCritic
 from align.data import Examples, read_prompts, tokenize_prompts
 from align.dpo import DPO
 from align.grpo import GRPO
-from align.kto import KTO
+from align.kto import KTO, asked_of_reference
 from align.logprobs import Policy
 from align.models import add_lora, disable_dropout, reference_of
 from align.pairs import Feedback, Pairs
 from align.ppo import PPO
 from align.preferences import summed
+from align.reference_cache import cached_reference
 from align.reward_head import RewardModel, reward_model_of, separate_padding
 from align.reward_model import RewardTraining
 from align.rewards import Reward
@@ -143,7 +144,9 @@ def small_pairs(count: int = 11) -> Pairs:
     return Pairs(side(0), side(1))
 
 
-def small_dpo(*, lora: bool = False, double: bool = False, micro: int = 10_000, loss=None, score=summed, **changes):
+def small_dpo(
+    *, lora: bool = False, double: bool = False, micro: int = 10_000, loss=None, score=summed, cache=None, **changes
+):
     policy, _ = small_policy(lora=lora, double=double)
     config = DPOConfig(
         **{
@@ -155,16 +158,23 @@ def small_dpo(*, lora: bool = False, double: bool = False, micro: int = 10_000, 
             **changes,
         }
     )
-    reference = reference_of(policy)
-    return DPO(policy, small_pairs(), config, Accelerator(cpu=True), reference=reference, loss=loss, score=score)
+    pairs, accelerator = small_pairs(), Accelerator(cpu=True)
+    asked = [pairs.chosen, pairs.rejected]
+    reference = cached_reference(cache, policy, asked, accelerator) if cache else reference_of(policy)
+    return DPO(policy, pairs, config, accelerator, reference=reference, loss=loss, score=score)
 
 
-def small_kto(*, lora: bool = False, double: bool = False, micro: int = 10_000, **changes):
+def small_feedback(count: int = 11) -> Feedback:
+    """Answers of `small_pairs`: even tokens are liked, of which there are fewer, and odd ones are not."""
+    pairs, liked = small_pairs(count), count * 2 // 3
+    ids = pairs.chosen.ids[:liked] + pairs.rejected.ids
+    masks = pairs.chosen.action_masks[:liked] + pairs.rejected.action_masks
+    return Feedback(Examples(ids, masks), [True] * liked + [False] * count)
+
+
+def small_kto(*, lora: bool = False, double: bool = False, micro: int = 10_000, cache=None, **changes):
     policy, _ = small_policy(lora=lora, double=double)
-    pairs = small_pairs()
-    ids = pairs.chosen.ids[:7] + pairs.rejected.ids
-    masks = pairs.chosen.action_masks[:7] + pairs.rejected.action_masks
-    feedback = Feedback(Examples(ids, masks), [True] * 7 + [False] * len(pairs))
+    feedback, accelerator = small_feedback(), Accelerator(cpu=True)
     config = KTOConfig(
         **{
             "steps": 6,
@@ -175,7 +185,9 @@ def small_kto(*, lora: bool = False, double: bool = False, micro: int = 10_000, 
             **changes,
         }
     )
-    return KTO(policy, feedback, config, Accelerator(cpu=True), reference=reference_of(policy))
+    asked = asked_of_reference(feedback, config, feedback)
+    reference = cached_reference(cache, policy, asked, accelerator) if cache else reference_of(policy)
+    return KTO(policy, feedback, config, accelerator, reference=reference)
 
 
 def small_reward_pairs(count: int = 11) -> Pairs:

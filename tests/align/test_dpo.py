@@ -17,9 +17,9 @@ from align.data import Examples
 from align.dpo import DPO
 from align.kto import mismatched
 from align.metrics import described
-from align.pairs import Pairs
+from align.pairs import Feedback, Pairs
 from align.preferences import averaged, dpo_margins, hinge_loss, ipo_loss, kto_loss, simpo_loss, summed
-from tests.small_runs import small_dpo, small_kto, small_pairs, small_policy
+from tests.small_runs import small_dpo, small_feedback, small_kto, small_pairs, small_policy
 
 MAKERS = [small_dpo, small_kto]
 
@@ -134,6 +134,38 @@ def test_an_evaluation_is_the_loss_and_the_preferences_of_a_step_on_the_same_pai
     assert measured == pytest.approx({name: step[name] for name in measured}, rel=1e-5)
 
 
+def test_an_evaluation_of_kto_has_the_reference_point_of_the_held_out_answers():
+    algorithm = small_kto(micro=40, steps=20)
+    run(algorithm, 1)
+    held_out = small_feedback(7)
+    ids, size = held_out.examples.ids, len(held_out)
+    longest = max(map(len, ids))
+
+    def log_ratio(row: list[int]) -> float:
+        tokens = torch.tensor([row])
+        mask = (torch.arange(len(row)) >= 2)[None]
+        with torch.no_grad():
+            policy = algorithm.trainer.unwrapped(tokens, mask).logprobs
+        return float((policy - algorithm.reference(tokens, mask)).sum())
+
+    crossed = [(ids[row][:2] + ids[(row + 1) % size][2:])[:longest] for row in range(size)]
+    point = max(0.0, sum(map(log_ratio, crossed)) / size)
+    own, liked = torch.tensor([log_ratio(row) for row in ids]), torch.tensor(held_out.labels)
+    losses = kto_loss(own, liked, point, beta=0.5, desirable_weight=1.5)
+    assert point > 0
+    assert algorithm.evaluate(held_out) == pytest.approx(
+        {
+            "loss": float(losses.mean()),
+            "preference/chosen_reward": float(0.5 * own[liked].mean()),
+            "preference/rejected_reward": float(0.5 * own[~liked].mean()),
+            "kl/reference_point": point,
+        },
+        rel=1e-4,
+    )
+    with pytest.raises(ValueError, match="at least 2 answers, got 1"):
+        algorithm.evaluate(Feedback(Examples(ids[:1], held_out.examples.action_masks[:1]), [True]))
+
+
 def test_the_weight_of_imitation_adds_the_cross_entropy_of_the_chosen_answers():
     plain, mixed = (run(small_dpo(sft_weight=weight), 1)[0]["optim/loss"] for weight in (0.0, 0.5))
     algorithm = small_dpo()
@@ -222,7 +254,7 @@ def test_every_metric_is_described(make):
         (DPOConfig, {"label_smoothing": 0.5}, "label_smoothing must be at least 0 and below 0.5.*swap chosen"),
         (DPOConfig, {"sft_weight": -1.0}, "sft_weight must not be negative"),
         (DPOConfig, {"pairs_per_step": 0}, "must be at least 1"),
-        (KTOConfig, {"examples_per_step": 1}, "examples_per_step at least 2"),
+        (KTOConfig, {"examples_per_step": 1}, "examples_per_step must be at least 2"),
         (KTOConfig, {"beta": -0.1}, "beta must be above 0"),
         (KTOConfig, {"desirable_weight": -1.0}, "must not be negative"),
     ],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from align.batch import Sequences
@@ -15,6 +17,7 @@ from align.pairs import read_pairs, tokenize_pairs
 from align.reward_head import (
     RewardModel,
     at_last,
+    check_reward_model,
     load_reward_model,
     model_reward,
     reward_model_of,
@@ -22,6 +25,8 @@ from align.reward_head import (
     score_ids,
     separate_padding,
 )
+from align.reward_names import resolve
+from align.rewards import RewardError
 from tests.models import tiny_model
 from tests.tiny import CHAT, END, EOS, tiny_tokenizer
 
@@ -186,6 +191,100 @@ def test_adapters_of_a_causal_lm_are_merged_under_the_new_head(tmp_path):
     assert all(p.requires_grad for p in load_reward_model(tmp_path / "adapters", seed=0).parameters())
 
 
+@pytest.mark.parametrize("pad", ["<pad>", EOS, None], ids=["own pad", "pad is EOS", "no pad"])
+@pytest.mark.parametrize("base", ["causal LM", "reward model"])
+def test_adapters_of_a_reward_model_score_as_they_did_in_training(tmp_path, base, pad):
+    tokenizer = tiny_tokenizer(pad=pad)
+    causal_lm = tiny_model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=None)
+    head = reward_model_of(causal_lm, seed=3)
+    (causal_lm if base == "causal LM" else head).save_pretrained(tmp_path / "base")
+    separate_padding(head, tokenizer)
+    head.name_or_path = str(tmp_path / "base")
+    torch.manual_seed(0)
+    model: Any = add_lora(head, rank=2)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and ("lora_B" in name or "score" in name):
+            torch.nn.init.normal_(parameter, std=0.3)
+    ids = [[*row, tokenizer.eos_token_id] for row in IDS]
+    scores = score_ids(RewardModel(model), ids)
+    model.save_pretrained(tmp_path / "adapters")
+    tokenizer.save_pretrained(tmp_path / "adapters")
+
+    check_reward_model(tmp_path / "adapters")
+    before = torch.random.get_rng_state()
+    loaded = load_reward_model(tmp_path / "adapters")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert_close(score_ids(RewardModel(loaded), ids), scores, rtol=1e-4, atol=1e-5)
+    assert max(scores) - min(scores) > 0.1 and all(p.requires_grad for p in loaded.parameters())
+    reward = resolve(f"model:{tmp_path / 'adapters'}")
+    (score,) = reward.function(prompts=["ab"], completions=["cd"])
+    (expected,) = model_reward(model, tokenizer)(prompts=["ab"], completions=["cd"])
+    assert score == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def without(path, *names: str) -> None:
+    """Take weights out of a file of weights."""
+    weights = load_file(path)
+    assert [name for name in weights if name.endswith(names)]
+    save_file({name: weight for name, weight in weights.items() if not name.endswith(names)}, path, {"format": "pt"})
+
+
+def test_what_has_no_trained_head_is_no_reward_and_is_refused_when_it_is_named(tmp_path, monkeypatch):
+    model, _ = small_reward_model()
+    tiny_model().save_pretrained(tmp_path / "causal")
+    model.save_pretrained(tmp_path / "headless")
+    without(tmp_path / "headless" / "model.safetensors", "score.weight")
+    for name, kind in {"policy": "causal", "adapters": "causal"}.items():
+        base: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / kind)
+        add_lora(base if name == "policy" else reward_model_of(base, seed=0), rank=2).save_pretrained(tmp_path / name)
+    without(tmp_path / "adapters" / "adapter_model.safetensors", "score.weight")
+    lost: Any = add_lora(model, rank=2)
+    lost.save_pretrained(tmp_path / "lost")
+    said = json.loads((tmp_path / "lost" / "adapter_config.json").read_text())
+    said["base_model_name_or_path"] = str(tmp_path / "gone")
+    (tmp_path / "lost" / "adapter_config.json").write_text(json.dumps(said))
+    monkeypatch.setattr(torch.nn.Module, "__init__", lambda *_: pytest.fail("a model was made"))
+    for name, words in {
+        "causal": "is no reward model but a causal LM: train one on it with `align reward`",
+        "policy": "is no reward model but a causal LM: train one on it with `align reward`",
+        "headless": "has no weights of a head `score`, .*`align reward`",
+        "adapters": "holds adapters without a head, .*would score at random.*`align reward`",
+        "lost": "base '.*gone' is not there",
+    }.items():
+        with pytest.raises(ValueError, match=rf"^{tmp_path / name}: .*{words}"):
+            load_reward_model(tmp_path / name)
+        with pytest.raises(RewardError, match=rf"^model:{tmp_path / name}: .*{words}"):
+            resolve(f"model:{tmp_path / name}")
+
+
+@pytest.mark.parametrize("pad", ["<pad>", EOS, END, "<unk>", None])
+def test_the_saved_padding_token_is_none_that_a_text_can_end_with(tmp_path, pad):
+    tokenizer = tiny_tokenizer(pad=pad)
+    causal_lm = tiny_model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    causal_lm.generation_config = transformers.GenerationConfig(eos_token_id=[tokenizer.eos_token_id, 17])
+    ends = {tokenizer.eos_token_id, 17, tokenizer.convert_tokens_to_ids(END)}
+    ends |= set(tokenizer("any text!", add_special_tokens=False)["input_ids"])
+    model = reward_model_of(causal_lm, seed=0)
+    separate_padding(model, tokenizer)
+    save_reward_model(model, tokenizer, tmp_path / "saved", card="")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "saved")
+    its = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert config.pad_token_id == its.pad_token_id is not None
+    assert config.pad_token_id not in ends and config.pad_token_id < config.vocab_size
+
+
+def test_adapters_and_folders_of_a_type_without_a_class_are_refused_by_name(tmp_path):
+    tiny_model("granite").save_pretrained(tmp_path / "granite")
+    with pytest.raises(ValueError, match=r"'granite'.*take a model of another type"):
+        load_reward_model(tmp_path / "granite", seed=0)
+    add_lora(reward_model_of(tiny_model(), seed=0), rank=2).save_pretrained(tmp_path / "adapters")
+    said = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
+    said["base_model_name_or_path"] = str(tmp_path / "granite")
+    (tmp_path / "adapters" / "adapter_config.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=r"'granite'.*take a model of another type"):
+        check_reward_model(tmp_path / "adapters")
+
+
 def test_a_classifier_of_several_labels_or_of_another_kind_is_refused(tmp_path):
     config = tiny_model().config
     config.num_labels = 3
@@ -197,5 +296,5 @@ def test_a_classifier_of_several_labels_or_of_another_kind_is_refused(tmp_path):
     )
     bert = transformers.BertConfig(**sizes)
     transformers.AutoModelForSequenceClassification.from_config(bert).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ValueError, match="does not read its score from the last token"):
+    with pytest.raises(ValueError, match="no weights of a head `score`, which reads the last token"):
         load_reward_model(tmp_path / "bert")

@@ -56,14 +56,28 @@ def test_dpo_learns_to_prefer_and_measures_it_on_held_out_pairs(align: Align, tm
     assert measured[-1]["eval/loss"] < 0.6 and measured[-1]["eval/preference/accuracy"] > 0.6
 
 
-def test_kto_learns_to_tell_what_is_liked_from_what_is_not(align: Align, tmp_path: Path):
-    align(*KTO, "--steps", 15, "--directory", tmp_path / "run")
-    last = metrics_of(tmp_path / "run")[-1]
-    assert last["preference/chosen_reward"] > last["preference/rejected_reward"]
+def test_kto_learns_to_tell_what_is_liked_from_what_is_not_on_held_out_answers_too(align: Align, tmp_path: Path):
+    align(*KTO, "--eval-data", "liked.jsonl", "--steps", 15, "--directory", tmp_path / "run")
+    lines = metrics_of(tmp_path / "run")
+    measured = [line for line in lines if "eval/loss" in line]
+    assert lines[-1]["preference/chosen_reward"] > lines[-1]["preference/rejected_reward"]
+    assert measured[0]["eval/loss"] == pytest.approx(0.5) and measured[-1]["eval/loss"] < 0.48
+    assert measured[-1]["eval/preference/chosen_reward"] > measured[-1]["eval/preference/rejected_reward"]
 
 
-@pytest.mark.parametrize("command", [DPO, KTO, (*DPO, "--lora-rank", 4)], ids=["dpo", "kto", "dpo lora"])
+CACHED = ("--reference-cache", "CACHE", "--eval-data")
+COMMANDS = {
+    "dpo": DPO,
+    "kto": KTO,
+    "dpo lora": (*DPO, "--lora-rank", 4),
+    "dpo, cached": (*DPO, *CACHED, "preferred.jsonl"),
+    "kto, cached": (*KTO, *CACHED, "liked.jsonl"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_run_killed_twice_resumes_to_the_weights_of_one_that_was_not(align: Align, tmp_path: Path, command):
+    command = [tmp_path / "caches" / "reference" if word == "CACHE" else word for word in command]
     arguments = (*command, "--steps", 12, "--save-every", 1)
     align(*arguments, "--directory", tmp_path / "whole")
     killed = tmp_path / "killed"
@@ -78,6 +92,19 @@ def test_a_run_killed_twice_resumes_to_the_weights_of_one_that_was_not(align: Al
     one, other = weights_of(tmp_path / "whole"), weights_of(killed)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     assert metrics_of(tmp_path / "whole") == metrics_of(killed)
+
+
+def test_a_reference_is_computed_once_and_that_of_others_is_refused_in_one_line(align: Align, place, tmp_path: Path):
+    cache = ("--reference-cache", tmp_path / "reference", "--steps", 2, "--directory")
+    assert f"computed once, and written to {tmp_path / 'reference'}" in align(*DPO, *cache, tmp_path / "first")
+    told = align(*DPO, *cache, tmp_path / "lora", "--lora-rank", 4, "--beta", 0.3)
+    assert f"taken from {tmp_path / 'reference'}" in told
+    told = align("dpo", "--model", tmp_path / "first" / "final", *DPO[3:], *cache, tmp_path / "second", code=2)
+    assert "reference: was made with other weights than this run starts with: take them back, or remove" in told
+    (tmp_path / "others.jsonl").write_text((place / "preferred.jsonl").read_text().replace("+", "-"))
+    told = align(*DPO, "--eval-data", tmp_path / "others.jsonl", *cache, tmp_path / "others", code=2)
+    assert "is of other data: it lacks" in told
+    assert "which has no reference: leave it out" in align(*DPO, *cache, tmp_path / "none", "--loss", "orpo", code=2)
 
 
 @pytest.mark.parametrize("loss", ["robust", "hinge", "ipo", "apo-zero", "apo-down", "simpo", "orpo"])

@@ -90,7 +90,9 @@ def test_what_is_saved_is_a_classifier_and_a_reward_of_other_commands(align: Ali
 def test_what_is_no_reward_model_is_refused_in_one_line(align: Align, pairs, tmp_path: Path):
     ask = ("eval", "--model", "model", "--data", "few.jsonl", "--max-new-tokens", 6, "--reward")
     assert "no such folder" in align(*ask, "model:./nothing", code=2)
-    assert "is no reward model but a causal LM" in align(*ask, "model:model", code=2)
+    train = ("grpo", "--model", "./nowhere", "--data", "nothing.jsonl", "--directory", tmp_path / "run", *ask[-1:])
+    for command in (ask, train):  # before the data and the policy are looked for
+        assert "model:model: is no reward model but a causal LM: train one" in align(*command, "model:model", code=2)
     told = align(*REWARD[:3], "--data", "prompts.jsonl", "--directory", tmp_path / "run", code=2)
     assert "prompts.jsonl" in told and "chosen" in told
     told = align(*REWARD, "--margin", "unsure", "--directory", tmp_path / "run", code=2)
