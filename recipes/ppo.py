@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.batch import Prompts
-from align.critic import ActorCritic, load_value_head, save_value_head
+from align.critic import ActorCritic
 from align.data import eos_token_ids
-from align.models import reference_of
+from align.models import load_value_head, reference_of, save_value_head
 from align.ppo import PPO
 from align.rewards import Reward
 from align.sampler import Sampler

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from align.batch import Prompts
 from align.config import CriticConfig, OptimizerConfig, PPOConfig, SamplingConfig, TokenRewardConfig
-from align.critic import ActorCritic, save_value_head
+from align.critic import ActorCritic
 from align.data import eos_token_ids, read_prompts, tokenize_prompts
 from align.evaluate import Evaluation, evaluate
-from align.models import load_model, load_tokenizer, reference_of
+from align.models import load_model, load_tokenizer, reference_of, save_value_head
 from align.ppo import PPO
 from align.rewards import Reward
 from align.sampler import Sampler

@@ -9,10 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from align.config import SamplingConfig
-from align.critic import ActorCritic, ValueHead, load_value_head, save_value_head
-from align.experience import Targets
+from align.critic import ActorCritic, Targets, ValueHead, see
 from align.logprobs import token_logprobs
 from align.metrics import described
+from align.models import load_value_head, save_value_head
 from align.ppo import PPO, completion_advantages
 from align.training import NonFiniteError
 from tests.models import ARCHITECTURES, tiny_model
@@ -26,6 +26,10 @@ def run(algorithm, steps: int) -> list[dict[str, float]]:
 
 def parameters(algorithm) -> dict[str, torch.Tensor]:
     return algorithm.trainer.state()["parameters"]
+
+
+def targets_of(algorithm) -> Targets:
+    return Targets(**algorithm.rollouts.notes)
 
 
 def timeless(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -158,7 +162,7 @@ def test_each_epoch_goes_through_every_completion_once_in_an_order_of_its_own():
 def test_advantages_are_whitened_over_the_real_actions_of_the_step():
     algorithm = small_ppo(prompts_per_step=16)
     run(algorithm, 1)
-    targets = algorithm.experience.targets
+    targets = targets_of(algorithm)
     assert_close(targets.advantages[targets.action_mask].mean(), torch.tensor(0.0), rtol=0, atol=1e-6)
     assert_close(targets.advantages[targets.action_mask].std(), torch.tensor(1.0), rtol=1e-5, atol=0)
     for each in targets:
@@ -212,7 +216,7 @@ def experience_of(truncated: str, values: float = 5.0, **changes):
         algorithm.trainer.unwrapped.value_head.bias.fill_(values)
     rollouts = algorithm._sample()
     assert 0 < (~rollouts.terminated).sum() < len(rollouts)
-    return rollouts, algorithm._look_at(rollouts)[0].targets
+    return rollouts, Targets(**algorithm._look_at(rollouts)[0].notes)
 
 
 def last_returns(targets: Targets, rows: torch.Tensor) -> torch.Tensor:
@@ -235,8 +239,17 @@ def test_the_bootstrap_is_the_value_of_the_state_after_the_last_token():
     algorithm = small_ppo(max_new_tokens=3, token_rewards={"truncated": "bootstrapped"})
     torch.nn.init.normal_(algorithm.trainer.unwrapped.value_head.weight)
     rollouts = algorithm._sample()
-    seen = algorithm._see(rollouts.sequences, look_ahead=True)
-    plain = algorithm._see(rollouts.sequences, look_ahead=False)
+    seen, plain = (
+        see(
+            algorithm.trainer.unwrapped,
+            None,
+            rollouts.sequences,
+            algorithm.accelerator,
+            tokens_per_micro_batch=100,
+            look_ahead=ahead,
+        )
+        for ahead in (True, False)
+    )
     assert_close(seen[:3], plain[:3])
     row = int((~rollouts.terminated).nonzero()[0, 0])
     ids = rollouts.sequences.input_ids[row, : rollouts.sequences.lengths[row]]
@@ -262,10 +275,10 @@ def test_a_missing_score_leaves_its_completion_out():
 
     algorithm = small_ppo(reward=missing, **EVERYTHING)
     metrics = run(algorithm, 4)
-    learned = algorithm.experience.targets.action_mask.any(dim=1)
+    learned = targets_of(algorithm).action_mask.any(dim=1)
     assert learned.tolist() == [row % 4 != 0 for row in range(16)]
     assert metrics[0]["reward/mean"] == 1.0 and algorithm.scores.count == 12
-    assert sum(m["tokens/trained"] for m in metrics[:2]) == algorithm.experience.targets.action_mask.sum()
+    assert sum(m["tokens/trained"] for m in metrics[:2]) == targets_of(algorithm).action_mask.sum()
 
 
 def test_scores_are_shifted_and_scaled_by_all_scores_so_far_and_clipped():
@@ -361,7 +374,7 @@ def test_the_advantages_of_the_loop_are_those_of_the_function():
     algorithm = small_ppo(prompts_per_step=16, kl=False)
     torch.nn.init.normal_(algorithm.trainer.unwrapped.value_head.weight, std=0.3)
     run(algorithm, 1)
-    targets, rollouts = algorithm.experience.targets, algorithm.experience.rollouts
+    targets, rollouts = targets_of(algorithm), algorithm.rollouts
     rewards = torch.zeros_like(targets.values)
     rewards[torch.arange(len(rollouts)), rollouts.sequences.lengths - 1] = rollouts.rewards
     advantages = completion_advantages(rewards, targets.values, targets.action_mask, gamma=1.0, lam=0.95)
