@@ -10,10 +10,11 @@ from torch.testing import assert_close
 
 from align.config import SamplingConfig
 from align.critic import ActorCritic, Targets, ValueHead, see
-from align.logprobs import token_logprobs
+from align.logprobs import Policy, token_logprobs
 from align.metrics import described
 from align.models import load_value_head, save_value_head
 from align.ppo import PPO, completion_advantages
+from align.reward_head import score_ids
 from align.training import NonFiniteError
 from tests.models import ARCHITECTURES, tiny_model
 from tests.small_runs import share_of_letter, small_policy, small_ppo
@@ -102,6 +103,42 @@ def test_policy_reference_and_value_head_share_one_trunk_with_adapters(lora):
     names = [name for name, p in algorithm.trainer.unwrapped.named_parameters() if p.requires_grad]
     assert sum("value_head" in name for name in names) == 2
     assert all(("lora" in name) == lora for name in names if "value_head" not in name)
+
+
+# A value model
+
+
+def test_the_value_of_a_state_is_what_the_value_model_says_of_the_text_so_far():
+    algorithm = small_ppo(value_model=True)
+    policy = algorithm.trainer.unwrapped
+    ids = torch.randint(3, 40, (3, 9))
+    mask = torch.arange(9) >= torch.tensor([[0], [4], [8]])
+    said = policy(ids, mask)
+    assert_close(said.logprobs, token_logprobs(policy.model, ids, None, mask).logprobs, rtol=0, atol=0)
+    for row, t in (mask & (torch.arange(9) > 0)).nonzero().tolist():
+        (score,) = score_ids(policy.value_model, [ids[row, :t].tolist()])
+        assert_close(said.values[row, t], torch.tensor(score), rtol=1e-4, atol=1e-5)
+    assert (said.values[~mask] == 0).all() and said.values[0, 0] == 0, "nothing stands before the first token"
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_value_model_is_trained_whole_and_apart_from_the_policy(lora):
+    algorithm = small_ppo(value_model=True, lora=lora)
+    policy = algorithm.trainer.unwrapped
+    before = parameters(algorithm)
+    run(algorithm, 2)
+    moved = {name for name, value in parameters(algorithm).items() if not torch.equal(value, before[name])}
+    own = {name for name, _ in policy.named_parameters() if name.startswith("value_model.")}
+    assert own <= moved and all(("lora" in name) == lora for name in moved - own)
+    policy.zero_grad()
+    policy(torch.randint(3, 40, (2, 6)), torch.ones(2, 6, dtype=torch.bool)).values.sum().backward()
+    got = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert got and got <= own
+
+
+def test_the_reference_keeps_no_copy_of_the_critic():
+    reference = small_ppo(value_model=True).reference
+    assert type(reference.policy) is Policy and not any("value" in name for name, _ in reference.policy.named_modules())
 
 
 # What a step does
@@ -319,12 +356,14 @@ def test_nan_stops_before_the_update(part):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_how_a_step_is_cut_into_micro_batches_never_changes_its_gradient(lora):
+@pytest.mark.parametrize("value_model", [False, True])
+def test_how_a_step_is_cut_into_micro_batches_never_changes_its_gradient(lora, value_model):
     gradients = []
     for micro in (10_000, 16):
-        algorithm = small_ppo(double=True, lora=lora, micro=micro, **EVERYTHING)
+        algorithm = small_ppo(double=True, lora=lora, micro=micro, value_model=value_model, **EVERYTHING)
         torch.manual_seed(0)
-        torch.nn.init.normal_(algorithm.trainer.unwrapped.value_head.weight, std=0.1)
+        if not value_model:
+            torch.nn.init.normal_(algorithm.trainer.unwrapped.value_head.weight, std=0.1)
         seen: list[dict[str, torch.Tensor]] = []
         step = algorithm.trainer.optimizer.step
 
@@ -342,16 +381,16 @@ def test_how_a_step_is_cut_into_micro_batches_never_changes_its_gradient(lora):
         assert_close(cut, whole, rtol=1e-6, atol=1e-8 * scale)
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("kind", [{}, {"lora": True}, {"lora": True, "value_model": True}], ids=str)
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
-def test_a_resumed_run_is_bitwise_the_uninterrupted_one_at_every_position_inside_a_rollout(lora, stop):
-    unbroken = small_ppo(lora=lora, **EVERYTHING)
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one_at_every_position_inside_a_rollout(kind, stop):
+    unbroken = small_ppo(**kind, **EVERYTHING)
     expected = run(unbroken, 6)
-    first = small_ppo(lora=lora, **EVERYTHING)
+    first = small_ppo(**kind, **EVERYTHING)
     run(first, stop)
     state = first.state()
     run(first, 1)  # what happens after the state was taken must not reach it
-    second = small_ppo(lora=lora, **EVERYTHING)
+    second = small_ppo(**kind, **EVERYTHING)
     second.load_state(state)
     rest = run(second, 6 - stop)
     assert_close(parameters(second), parameters(unbroken), rtol=0, atol=0)
