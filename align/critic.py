@@ -146,7 +146,8 @@ def see(
         parts.append(F.pad(told, (0, sequences.input_ids.shape[1] - told.shape[2])))
     whole = torch.cat(parts, dim=1)[:, torch.cat(cuts).argsort()]
     final_values = whole[1].gather(1, lengths[:, None])[:, 0] if look_ahead else None
-    return Seen(*torch.where(mask, whole[:, :, : mask.shape[1]], 0.0), final_values)
+    logprobs, values, ref_logprobs = torch.where(mask, whole[:, :, : mask.shape[1]], 0.0)
+    return Seen(logprobs, values, ref_logprobs, final_values)
 
 
 def last_actions(action_mask: Tensor) -> Tensor:
