@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two rounds of one rollout: does it still run?")
     quick = parser.parse_args().quick
     use_one_thread()
-    rounds, rollouts = (2, 1) if quick else (8, 5)
+    rounds, rollouts = (2, 1) if quick else (8, 3)
     with tempfile.TemporaryDirectory() as directory:
         task = Task(
             seed=0, steps=1, steps_per_turn=1, warm_up_steps=20 if quick else 250, weights=Path(directory) / "w.pt"
