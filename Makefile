@@ -34,6 +34,7 @@ bench: .venv/installed-bench ## compare with the peers, a quarter of an hour or 
 	@.venv/bin/python -m benchmarks.reading_path
 	@.venv/bin/python -m benchmarks.sampler_vs_generate $(BENCH_ARGS)
 	@.venv/bin/python -m benchmarks.grpo_walk_vs_trl $(BENCH_ARGS)
+	@.venv/bin/python -m benchmarks.ppo_beside_grpo $(BENCH_ARGS)
 
 clean: ## remove the virtual environments and caches; runs stay
 	rm -rf .venv .venv-oldest dist build .pytest_cache .ruff_cache .hypothesis

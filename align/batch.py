@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,7 @@ class Rollouts:
     weight_version: number of optimizer steps that the sampling weights had seen.
     rewards: NaN where there is none (yet). [B]
     parts: what each reward function gave, unweighted, NaN where it does not apply. name -> [B]
+    notes: what an algorithm keeps of every token while it learns from it. name -> [B, T]
     """
 
     prompts: Prompts
@@ -125,6 +126,7 @@ class Rollouts:
     weight_version: int
     rewards: Tensor
     parts: dict[str, Tensor]
+    notes: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -134,7 +136,8 @@ class Rollouts:
         rows = [group * self.group_size + g for group in groups for g in range(self.group_size)]
         state = self.state()
         chosen: dict[str, Any] = {name: value[rows] for name, value in state.items() if isinstance(value, Tensor)}
-        chosen["parts"] = {name: part[rows] for name, part in self.parts.items()}
+        for kind in ("parts", "notes"):
+            chosen[kind] = {name: value[rows] for name, value in state[kind].items()}
         chosen["texts"] = [self.texts[row] for row in rows]
         chosen["numbers"] = [self.numbers[group] for group in groups]
         return Rollouts.from_state({**state, **chosen}, self.prompts.select(groups))
@@ -151,7 +154,8 @@ class Rollouts:
 
         tensors = [name for name, value in states[0].items() if isinstance(value, Tensor)]
         state: dict[str, Any] = {name: joined([s[name] for s in states]) for name in tensors}
-        state["parts"] = {name: joined([piece.parts[name] for piece in pieces]) for name in first.parts}
+        for kind in ("parts", "notes"):
+            state[kind] = {name: joined([s[kind][name] for s in states]) for name in states[0][kind]}
         state["texts"] = [text for piece in pieces for text in piece.texts]
         state["numbers"] = [number for piece in pieces for number in piece.numbers]
         prompts = Prompts(
@@ -198,20 +202,8 @@ class Rollouts:
 
     def state(self) -> dict[str, Any]:
         """Return everything but the prompts, which their numbers tell, as tensors and plain values."""
-        return {
-            "numbers": self.numbers,
-            "group_size": self.group_size,
-            "input_ids": self.sequences.input_ids,
-            "lengths": self.sequences.lengths,
-            "action_mask": self.sequences.action_mask,
-            "logprobs": self.logprobs,
-            "entropy": self.entropy,
-            "terminated": self.terminated,
-            "texts": self.texts,
-            "weight_version": self.weight_version,
-            "rewards": self.rewards,
-            "parts": self.parts,
-        }
+        rest = {name: value for name, value in vars(self).items() if name not in ("prompts", "sequences")}
+        return vars(self.sequences) | rest
 
     @classmethod
     def from_state(cls, state: dict[str, Any], prompts: Prompts) -> Rollouts:

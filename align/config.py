@@ -170,7 +170,7 @@ class TokenRewardConfig:
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """The value head: what it is to predict, and its part in the loss."""
+    """The critic: what it is to predict, and its part in the loss."""
 
     gamma: float = 1.0
     """Discount per token; 1 makes the return of a completion its score minus its KL penalty."""

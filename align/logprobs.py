@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -49,6 +51,21 @@ class Policy(nn.Module):
     def forward(self, input_ids: Tensor, action_mask: Tensor) -> TokenLogprobs:
         """Score the actions of right-padded rows. [B, T], [B, T] -> TokenLogprobs without entropy."""
         return token_logprobs(self.model, input_ids, None, action_mask, temperature=self.temperature)
+
+
+@dataclass(frozen=True)
+class FrozenPolicy:
+    """A policy that is not trained, or one whose adapters are trained and left out here: a reference."""
+
+    policy: Policy
+    without_adapters: bool = False
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, action_mask: Tensor) -> Tensor:
+        """Score the actions of right-padded rows. [B, T], [B, T] -> [B, T]"""
+        self.policy.to(input_ids.device)
+        with cast(Any, self.policy.model).disable_adapter() if self.without_adapters else nullcontext():
+            return self.policy(input_ids, action_mask).logprobs
 
 
 def token_logprobs(

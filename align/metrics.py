@@ -16,7 +16,7 @@ METRICS: dict[str, str] = {
     "policy/approx_kl": "k3 estimate of KL(policy that sampled || policy), mean over trained tokens, nats per token",
     "kl/completion": "k1 estimate of KL(policy || reference): summed over a completion, mean over completions, nats",
     "kl/coef": "weight of the KL in the reward of these rollouts, score per nat",
-    "returns/mean": "mean over actions of what the value head is to predict: the lambda-return of the token rewards",
+    "returns/mean": "mean over actions of what the critic is to predict: the lambda-return of the token rewards",
     "returns/objective": "mean over completions of the sum of their token rewards: score minus kl/coef * KL",
     "value/explained_variance": "1 - variance of (return - value) / variance of returns, over actions, before learning",
     "value/loss": "mean over trained tokens of the value loss, before its weight",

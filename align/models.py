@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from align.logprobs import Policy, base_model
+from align.logprobs import FrozenPolicy, Policy, base_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from align.critic import ActorCritic
+
+VALUE_HEAD_FILE = "value_head.safetensors"
 
 Reference = Callable[[Tensor, Tensor], Tensor]
 """(input_ids [B, T], action_mask [B, T]) -> log-probabilities of the actions under the reference. [B, T]"""
@@ -117,22 +121,9 @@ def reference_of(policy: Policy) -> Reference:
     both; everything else is copied. The reference is never loaded again by name: the object that was given may have
     resized embeddings or merged adapters.
     """
-    if hasattr(policy.model, "disable_adapter") and _adapters_change_nothing(policy.model):
-        model, off = policy.model, cast(Any, policy.model).disable_adapter
-        frozen = policy
-    else:
-        frozen = copy.deepcopy(policy).requires_grad_(False)
-        model, off = frozen.model, None
-
-    @torch.no_grad()
-    def reference_logprobs(input_ids: Tensor, action_mask: Tensor) -> Tensor:
-        if off is None:
-            model.to(input_ids.device)
-            return frozen(input_ids, action_mask).logprobs
-        with off():
-            return frozen(input_ids, action_mask).logprobs
-
-    return reference_logprobs
+    shared = hasattr(policy.model, "disable_adapter") and _adapters_change_nothing(policy.model)
+    model = policy.model if shared else copy.deepcopy(policy.model).requires_grad_(False)
+    return FrozenPolicy(Policy(model, temperature=policy.temperature), without_adapters=shared)
 
 
 @torch.no_grad()
@@ -160,3 +151,33 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
     (unfinished / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(directory, ignore_errors=True)
     unfinished.rename(directory)
+
+
+def save_value_head(policy: ActorCritic, directory: str | Path) -> None:
+    """Write the value head beside the model or the adapters that `save_model` wrote."""
+    from safetensors.torch import save_file
+
+    head = cast(nn.Module, policy.value_head)
+    tensors = {name: value.detach().cpu() for name, value in head.state_dict().items()}
+    save_file(tensors, str(Path(directory) / VALUE_HEAD_FILE))
+
+
+def load_value_head(policy: ActorCritic, directory: str | Path) -> bool:
+    """Take over the value head that lies in a model's folder; return whether there is one.
+
+    Raises:
+        ValueError: if it belongs to a model of another width.
+    """
+    from safetensors.torch import load_file
+
+    file = Path(directory) / VALUE_HEAD_FILE
+    if not file.is_file():
+        return False
+    head = cast(nn.Module, policy.value_head)
+    tensors = load_file(str(file))
+    expected = {name: list(value.shape) for name, value in head.state_dict().items()}
+    got = {name: list(value.shape) for name, value in tensors.items()}
+    if got != expected:
+        raise ValueError(f"{file}: expected {expected}, got {got}: it is of another model; remove it to begin with 0")
+    head.load_state_dict(tensors)
+    return True

@@ -1,4 +1,4 @@
-"""RLHF with PPO: maximise score - kl_coef * KL(policy || reference), a value head in place of GRPO's groups.
+"""RLHF with PPO: maximise score - kl_coef * KL(policy || reference), a critic in place of GRPO's groups.
 
 A completion is an episode and a token an action. Tensors are [B, T], laid out as the input is, prompt and completion;
 what stands where `action_mask` is False, even NaN, reaches nothing, and comes out as 0.
@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from align.aggregate import per_token
-from align.batch import Prompts, Rollouts, Sequences, epoch_order, means_of, rows_at
+from align.batch import Prompts, Rollouts, epoch_order, means_of, rows_at
 from align.config import PPOConfig
-from align.critic import ActorCritic
-from align.experience import Experience, Seen, Targets
+from align.critic import ActorCritic, Targets, last_actions, see
+from align.critic import completion_advantages as completion_advantages
 from align.logprobs import TokenLogprobs
 from align.models import Reference, match_sampling
 from align.rewards import Reward, check_rewards, score_rollouts
 from align.sampler import Sampler
-from align.training import Trainer, cut_by_tokens
+from align.training import Trainer
 from classic_rl.divergences import kl_k1, kl_k3
 from classic_rl.losses import clipped_surrogate_loss, clipped_value_loss
 from classic_rl.masked import check_same_shape, standardize
-from classic_rl.returns import generalized_advantages
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,66 +67,6 @@ def kl_penalised_rewards(
     return (torch.where(last_actions(action_mask), scores[:, None], 0.0) - penalties).detach()
 
 
-def last_actions(action_mask: Tensor) -> Tensor:
-    """Return True at the last action of each row. [B, T] -> [B, T]"""
-    later = action_mask.flip(-1).cumsum(-1).flip(-1)
-    return action_mask & (later == 1)
-
-
-def completion_advantages(
-    token_rewards: Tensor,
-    values: Tensor,
-    action_mask: Tensor,
-    truncated: Tensor | None = None,
-    final_values: Tensor | None = None,
-    *,
-    gamma: float,
-    lam: float,
-) -> Tensor:
-    """Estimate the advantage of each token with GAE, a completion being an episode.
-
-    The last action terminates it; where `truncated` is set it is cut instead, and bootstraps from the value of the
-    state that it led to. Such a completion should carry no score: it would be paid once for what it wrote and once
-    more for what it might have gone on to write.
-
-    Source: Schulman et al. 2016 (arXiv:1506.02438), by `classic_rl.returns.generalized_advantages`.
-
-    Args:
-        token_rewards: as `kl_penalised_rewards` gives them. [B, T]
-        values: V(s_t), of the state before token t. [B, T]
-        action_mask: bool, one run of True a row. [B, T]
-        truncated: bool; None says that no completion was cut. [B]
-        final_values: V of the state after the last action, read where `truncated` is set. [B]
-        gamma, lam: as in `generalized_advantages`.
-
-    Returns:
-        A_t, not normalised, 0 where nothing counts. [B, T]. With `values` added they are the critic's targets.
-
-    Raises:
-        ValueError: if the shapes do not fit, a row has actions in several runs, or `final_values` is missing.
-
-    >>> mask = torch.tensor([[False, True, True]])
-    >>> rewards, values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[9.0, 0.5, 0.8]])
-    >>> completion_advantages(rewards, values, mask, gamma=1.0, lam=0.5)
-    tensor([[0.0000, 0.4000, 0.2000]])
-    """
-    check_same_shape(token_rewards=token_rewards, values=values, action_mask=action_mask)
-    if (action_mask & ~F.pad(action_mask[:, :-1], (1, 0))).sum(dim=1).gt(1).any():
-        raise ValueError("a row has actions in several runs: the state after a gap has no value; split it into rows")
-    if truncated is None:
-        truncated = torch.zeros_like(action_mask[:, 0])
-    elif final_values is None:
-        raise ValueError("truncated completions bootstrap from final_values, which is None: pass it, or no truncated")
-    last = last_actions(action_mask)
-    rewards, values = (torch.where(action_mask, x, 0.0) for x in (token_rewards, values))
-    next_values = F.pad(values[:, 1:], (0, 1))
-    if final_values is not None:
-        next_values = torch.where(last, final_values[:, None].to(values.dtype), next_values)
-    ended, cut = last & ~truncated[:, None], last & truncated[:, None]
-    advantages = generalized_advantages(rewards, values, next_values, ended, cut, gamma=gamma, lam=lam)
-    return torch.where(action_mask, advantages, 0.0)
-
-
 def adapted_kl_coef(kl_coef: float, kl: float, *, target: float, gain: float = 0.1) -> float:
     """Move the weight of the KL so that the KL comes near a target.
 
@@ -156,24 +94,24 @@ class Moments(NamedTuple):
     mean: float = 0.0
     square: float = 0.0
 
-    def joined(self, count: float, total: float, square: float) -> Moments:
-        """Take in further numbers: how many, their sum, the sum of squares around their own mean.
+    def joined(self, more: Moments) -> Moments:
+        """Take in further numbers.
 
         Source: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
 
-        >>> Moments().joined(2, 4.0, 2.0).joined(1, 5.0, 0.0)
+        >>> Moments(2.0, 2.0, 2.0).joined(Moments(1.0, 5.0, 0.0))
         Moments(count=3.0, mean=3.0, square=8.0)
         """
-        if count == 0:
+        if more.count == 0:
             return self
-        together, difference = self.count + count, total / count - self.mean
-        mean = self.mean + difference * count / together
-        return Moments(together, mean, self.square + square + difference**2 * self.count * count / together)
+        count, difference = self.count + more.count, more.mean - self.mean
+        square = self.square + more.square + difference**2 * self.count * more.count / count
+        return Moments(count, self.mean + difference * more.count / count, square)
 
     @property
     def std(self) -> float:
         """The unbiased standard deviation, 0 while there are fewer than two numbers."""
-        return (self.square / (self.count - 1)) ** 0.5 if self.count > 1 else 0.0
+        return (self.square / max(self.count - 1, 1.0)) ** 0.5
 
 
 class PPO:
@@ -219,7 +157,7 @@ class PPO:
         self.position = 0  # prompts drawn before the current rollouts, epochs laid end to end
         self.kl_coef = config.token_rewards.kl_coef
         self.scores = Moments()
-        self.experience: Experience | None = None
+        self.rollouts: Rollouts | None = None
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Yield the metrics of each optimizer step, from the current step to the last."""
@@ -229,10 +167,10 @@ class PPO:
             if self.update == 0:
                 rollouts = self._sample()
                 sampled["time/sample"] = time.perf_counter() - started
-                self.experience, described = self._look_at(rollouts)
+                self.rollouts, described = self._look_at(rollouts)
                 sampled |= described
-            assert self.experience is not None
-            updated = self._learn(self.experience)
+            assert self.rollouts is not None
+            updated = self._learn(self.rollouts)
             self.step += 1
             self.update += 1
             limit, updates = self.config.kl_limit, self.config.epochs * self.config.minibatches
@@ -263,11 +201,18 @@ class PPO:
         rows = rows_at(self.position, max(numbers) + 1, len(self.prompts), self.config.seed)
         return self.prompts.select([rows[number] for number in numbers])
 
-    def _look_at(self, rollouts: Rollouts) -> tuple[Experience, dict[str, float]]:
-        """Turn rollouts into what the updates need, and describe both; the KL's weight is adapted for the next ones."""
-        config = self.config.token_rewards
+    def _look_at(self, rollouts: Rollouts) -> tuple[Rollouts, dict[str, float]]:
+        """Note what the updates need of every token, and describe it; the KL's weight is adapted for the next ones."""
+        config, critic = self.config.token_rewards, self.config.critic
         cut = ~rollouts.terminated if config.truncated == "bootstrapped" else None
-        seen = self._see(rollouts.sequences, look_ahead=cut is not None)
+        seen = see(
+            self.trainer.unwrapped,
+            self.reference,
+            rollouts.sequences,
+            self.accelerator,
+            tokens_per_micro_batch=self.config.optimizer.tokens_per_micro_batch,
+            look_ahead=cut is not None,
+        )
         action_mask = rollouts.sequences.action_mask & ~rollouts.rewards.isnan()[:, None]
         if config.truncated == "left-out":
             action_mask = action_mask & rollouts.terminated[:, None]
@@ -279,89 +224,50 @@ class PPO:
             scores, seen.logprobs, seen.ref_logprobs, action_mask, kl_coef=self.kl_coef
         )
         advantages = completion_advantages(
-            token_rewards,
-            seen.values,
-            action_mask,
-            cut,
-            seen.final_values,
-            gamma=self.config.critic.gamma,
-            lam=self.config.critic.lam,
+            token_rewards, seen.values, action_mask, cut, seen.final_values, gamma=critic.gamma, lam=critic.lam
         )
+        of_advantages = self._moments(advantages[action_mask])
+        whitened = standardize(advantages, action_mask, mean=of_advantages.mean, std=of_advantages.std)
         logprobs, values, returns = (
             torch.where(action_mask, each, 0.0) for each in (seen.logprobs, seen.values, advantages + seen.values)
         )
-        whitened = self._whitened(advantages, action_mask)
-        experience = Experience(rollouts, Targets(action_mask, logprobs, values, whitened, returns))
-        described = self._describe(experience, token_rewards, seen.ref_logprobs)
+        targets = Targets(action_mask, logprobs, values, whitened, returns)
+        described = self._describe(rollouts, targets, token_rewards, seen.ref_logprobs)
         if self.reference is not None:
             described["kl/coef"] = self.kl_coef
             if config.kl_target is not None:
                 self.kl_coef = adapted_kl_coef(self.kl_coef, described["kl/completion"], target=config.kl_target)
-        return experience, described
-
-    @torch.no_grad()
-    def _see(self, sequences: Sequences, *, look_ahead: bool) -> Seen:
-        """Ask policy, value head and reference for every action, in micro-batches.
-
-        look_ahead: also for the value of the state after the last action. A token that stands for any is put there:
-            a state is what came before its token, so which one makes no difference.
-        """
-        lengths, mask = sequences.lengths, sequences.action_mask
-        if look_ahead:
-            after = torch.arange(mask.shape[1] + 1) == lengths[:, None]
-            sequences = Sequences(F.pad(sequences.input_ids, (0, 1)), lengths + 1, F.pad(mask, (0, 1)) | after)
-        parts: list[tuple[Tensor, list[Tensor]]] = []
-        for rows in cut_by_tokens(sequences.lengths, self.config.optimizer.tokens_per_micro_batch):
-            batch = sequences.select(rows).to(self.accelerator.device)
-            said: TokenLogprobs = self.trainer.unwrapped(batch.input_ids, batch.action_mask)
-            assert said.values is not None
-            with self.accelerator.autocast():
-                ref_logprobs = self.reference(batch.input_ids, batch.action_mask) if self.reference else said.logprobs
-            parts.append((rows, [each.cpu() for each in (said.logprobs, said.values, ref_logprobs)]))
-        whole = [torch.zeros(sequences.input_ids.shape, dtype=each.dtype) for each in parts[0][1]]
-        for rows, tensors in parts:
-            for to, each in zip(whole, tensors, strict=True):
-                to[rows, : each.shape[1]] = each
-        width = mask.shape[1]
-        final_values = whole[1].gather(1, lengths[:, None])[:, 0] if look_ahead else None
-        logprobs, values, ref_logprobs = (torch.where(mask, each[:, :width], 0.0) for each in whole)
-        return Seen(logprobs, values, ref_logprobs, final_values)
+        return replace(rollouts, notes=targets._asdict()), described
 
     def _scores(self, rollouts: Rollouts) -> Tensor:
         """Normalise by the scores of all rollouts so far, these among them; clip; fine a missing EOS. [B]"""
         config, scores = self.config.token_rewards, rollouts.rewards
         if config.normalise_scores:
-            valid = scores[~scores.isnan()].double()
-            told = {"count": torch.tensor(len(valid)), "total": valid.sum()}
-            sums = self.trainer.sum_over_processes(told)
-            mean = sums["total"] / max(sums["count"], 1.0)
-            square = self.trainer.sum_over_processes({"square": (valid - mean).square().sum()})
-            self.scores = self.scores.joined(**sums, **square)
+            self.scores = self.scores.joined(self._moments(scores[~scores.isnan()]))
             scores = standardize(scores, mean=self.scores.mean, std=self.scores.std)
         if config.score_clip is not None:
             scores = scores.clamp(-config.score_clip, config.score_clip)
         return scores - config.missing_eos_penalty * ~rollouts.terminated
 
-    def _whitened(self, advantages: Tensor, action_mask: Tensor) -> Tensor:
-        """Give the real actions of the step, over all processes, advantages of mean 0 and standard deviation 1."""
-        counted = advantages[action_mask].double()
-        told = {"count": action_mask.sum(), "total": counted.sum()}
-        sums = self.trainer.sum_over_processes(told)
+    def _moments(self, numbers: Tensor) -> Moments:
+        """Return the moments of numbers of which each process has some. [n]"""
+        numbers = numbers.double()
+        sums = self.trainer.sum_over_processes({"count": torch.tensor(len(numbers)), "total": numbers.sum()})
         mean = sums["total"] / max(sums["count"], 1.0)
-        square = self.trainer.sum_over_processes({"square": (counted - mean).square().sum()})["square"]
-        std = (square / max(sums["count"] - 1, 1.0)) ** 0.5
-        return standardize(advantages, action_mask, mean=mean, std=std)
+        square = self.trainer.sum_over_processes({"square": (numbers - mean).square().sum()})["square"]
+        return Moments(sums["count"], mean, square)
 
-    def _learn(self, experience: Experience) -> dict[str, float]:
-        """Take one optimizer step on a minibatch of the experience."""
-        config, mine = self.config, self._minibatch(experience)
-        chosen = experience.sequences.select(mine)
+    def _learn(self, rollouts: Rollouts) -> dict[str, float]:
+        """Take one optimizer step on a minibatch of the rollouts."""
+        config, targets = self.config, Targets(**rollouts.notes)
+        mine = self._minibatch(rollouts, targets)
+        chosen = replace(rollouts.sequences, action_mask=targets.action_mask).select(mine)
         denominator = self.trainer.sum_over_processes({"count": chosen.action_mask.sum()})["count"]
 
         def loss_of(said: TokenLogprobs, micro_batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             assert said.values is not None
             now, width = said.logprobs.detach(), said.logprobs.shape[1]
-            batch = experience.targets.select(mine[micro_batch], width, now.device)
+            batch = targets.select(mine[micro_batch], width, now.device)
             mask = batch.action_mask
             # The weights that sampled are still the policy's in the first update: the ratio is 1 without rounding.
             old_logprobs = now if self.update == 0 else batch.old_logprobs
@@ -380,7 +286,7 @@ class PPO:
                 "kl": kl_k3(old_logprobs, now)[mask].sum(),
                 "value": value_loss.detach()[mask].sum(),
             }
-            return per_token.mean(loss, mask, denominator=denominator), sums
+            return loss[mask].sum() / max(denominator, 1.0), sums
 
         sums = self.trainer.step(chosen, loss_of, step=self.step)
         tokens = max(sums.get("tokens", 0.0), 1.0)
@@ -392,7 +298,7 @@ class PPO:
             "value/loss": sums.get("value", 0.0) / tokens,
         }
 
-    def _minibatch(self, experience: Experience) -> Tensor:
+    def _minibatch(self, rollouts: Rollouts, targets: Targets) -> Tensor:
         """Return this process's rows of the current minibatch, which is an equal share of everybody's completions.
 
         The shares are a pure function of the seed and the step at which the epoch began. [b]
@@ -400,39 +306,34 @@ class PPO:
         epoch_began, size = self.step - self.update % self.config.minibatches, self.config.group_size
         order = epoch_order(self.config.prompts_per_step * size, self.config.seed, epoch_began)
         chosen = set(order[self.update % self.config.minibatches :: self.config.minibatches])
-        everyone = [number * size + sample for number in experience.rollouts.numbers for sample in range(size)]
-        learned = experience.targets.action_mask.any(dim=1).tolist()
+        everyone = [number * size + sample for number in rollouts.numbers for sample in range(size)]
+        learned = targets.action_mask.any(dim=1).tolist()
         rows = [row for row, name in enumerate(everyone) if name in chosen and learned[row]]
         return torch.tensor(rows, dtype=torch.int64)
 
-    def _describe(self, experience: Experience, token_rewards: Tensor, ref_logprobs: Tensor) -> dict[str, float]:
+    def _describe(
+        self, rollouts: Rollouts, targets: Targets, token_rewards: Tensor, ref_logprobs: Tensor
+    ) -> dict[str, float]:
         """Return the metrics of rollouts and of what was seen of them, over all processes."""
-        rollouts, targets = experience.rollouts, experience.targets
-        mask, logprobs = targets.action_mask, targets.old_logprobs[targets.action_mask]
-        returns, ref_logprobs = targets.returns[mask].double(), ref_logprobs[mask]
-        errors = returns - targets.values[mask]
-        local = rollouts.sums() | {
-            "counted": mask.sum(),
-            "rows": mask.any(dim=1).sum(),
+        mask = targets.action_mask
+        logprobs, ref_logprobs = targets.old_logprobs[mask], ref_logprobs[mask]
+        local = {
+            "actions": mask.sum(),
+            "paid": mask.any(dim=1).sum(),
             "gap": (logprobs - rollouts.logprobs[mask]).abs().sum(),
             "objective": token_rewards.sum(),
             "k1": kl_k1(logprobs, ref_logprobs).sum(),
             "k3": kl_k3(logprobs, ref_logprobs).sum(),
-            "returns": returns.sum(),
-            "returns squared": returns.square().sum(),
-            "errors": errors.sum(),
-            "errors squared": errors.square().sum(),
         }
-        sums = self.trainer.sum_over_processes(local)
-        actions, completions = max(sums["counted"], 1.0), max(sums["rows"], 1.0)
-        of_returns = sums["returns squared"] / actions - (sums["returns"] / actions) ** 2
-        of_errors = sums["errors squared"] / actions - (sums["errors"] / actions) ** 2
+        sums = self.trainer.sum_over_processes(rollouts.sums() | local)
+        actions, completions = max(sums["actions"], 1.0), max(sums["paid"], 1.0)
+        returns, errors = (self._moments(x[mask]) for x in (targets.returns, targets.returns - targets.values))
         described = {
             **means_of(sums),
             "policy/sampler_gap": sums["gap"] / actions,
-            "returns/mean": sums["returns"] / actions,
+            "returns/mean": returns.mean,
             "returns/objective": sums["objective"] / completions,
-            "value/explained_variance": 1 - of_errors / of_returns if of_returns > 1e-12 else 0.0,
+            "value/explained_variance": 1 - (errors.std / returns.std) ** 2 if returns.std > 1e-6 else 0.0,
         }
         if self.reference is not None:
             described |= {"kl/reference": sums["k3"] / actions, "kl/completion": sums["k1"] / completions}
@@ -440,21 +341,22 @@ class PPO:
 
     def examples(self) -> list[dict[str, Any]]:
         """Return this process's last rollouts as plain values, with the mean advantage of their tokens."""
-        if self.experience is None:
+        if self.rollouts is None:
             return []
-        targets = self.experience.targets
+        targets = Targets(**self.rollouts.notes)
         advantages = (targets.advantages.sum(dim=1) / targets.action_mask.sum(dim=1).clamp(min=1)).tolist()
-        return [{**e, "advantage": a} for e, a in zip(self.experience.rollouts.examples(), advantages, strict=True)]
+        return [{**e, "advantage": a} for e, a in zip(self.rollouts.examples(), advantages, strict=True)]
 
     def state(self) -> dict[str, Any]:
         """Return all that a resumed run needs; every process calls it, and all return the same.
 
-        Experience whose updates are not all taken is in it, of all processes, so another number of them may go on.
+        Rollouts whose updates are not all taken are in it, of all processes, so another number of them may go on.
         """
         pending = None
-        if self.update != 0 and self.experience is not None:
-            states = self.trainer.gathered([self.experience.state()])
-            pending = Experience.joined([self._restored(each) for each in states]).state()
+        if self.update != 0 and self.rollouts is not None:
+            states = self.trainer.gathered([self.rollouts.state()])
+            whole = Rollouts.concatenate([Rollouts.from_state(s, self._prompts_of(s["numbers"])) for s in states])
+            pending = whole.select(sorted(range(len(whole.numbers)), key=whole.numbers.__getitem__)).state()
         return {
             "trainer": self.trainer.state(),
             "step": self.step,
@@ -462,7 +364,7 @@ class PPO:
             "position": self.position,
             "kl_coef": self.kl_coef,
             "scores": list(self.scores),
-            "experience": pending,
+            "rollouts": pending,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -470,12 +372,8 @@ class PPO:
         self.trainer.load_state(state["trainer"])
         self.step, self.update, self.position = state["step"], state["update"], state["position"]
         self.kl_coef, self.scores = state["kl_coef"], Moments(*state["scores"])
-        self.experience = None
-        if state["experience"] is not None:
-            whole = self._restored(state["experience"])
-            mine = range(len(whole.rollouts.numbers))[self.accelerator.process_index :: self.accelerator.num_processes]
-            self.experience = whole.groups(mine)
-
-    def _restored(self, state: dict[str, Any]) -> Experience:
-        prompts = self._prompts_of(state["rollouts"]["numbers"])
-        return Experience(Rollouts.from_state(state["rollouts"], prompts), Targets(**state["targets"]))
+        self.rollouts = None
+        if state["rollouts"] is not None:
+            whole = Rollouts.from_state(state["rollouts"], self._prompts_of(state["rollouts"]["numbers"]))
+            groups = range(len(whole.numbers))
+            self.rollouts = whole.select(groups[self.accelerator.process_index :: self.accelerator.num_processes])

@@ -1,4 +1,4 @@
-"""The files that a reader opens on the way of one GRPO step, from the recipe to the gradient step.
+"""The files that a reader opens on the way from a recipe to its gradient step, of GRPO and of RLHF's PPO.
 
     python -m benchmarks.reading_path
 
@@ -19,8 +19,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("align", "classic_rl", "recipes")
-RECIPE = ROOT / "recipes/grpo_walk.py"
-MOST_FILES, MOST_LINES = 10, 2_000
+LIMITS = {"grpo": (10, 2_000), "ppo": (12, 2_400)}
+"""The most files and lines on the way of each."""
 
 
 def files_run_by(do: Callable[[], object]) -> set[Path]:
@@ -42,23 +42,26 @@ def files_run_by(do: Callable[[], object]) -> set[Path]:
     return {path for path in map(Path, names) if any(room in path.parents for room in rooms)}
 
 
-def reading_path() -> dict[str, int]:
-    """Return the lines of each file on the way of one GRPO step of the recipe, by its path in the project."""
+def reading_path(name: str) -> dict[str, int]:
+    """Return the lines of each file on the way of one step of recipes/<name>_walk.py, by its path in the project."""
     from accelerate import Accelerator
 
-    from align.config import GRPOConfig, SamplingConfig
+    from align.config import GRPOConfig, PPOConfig, SamplingConfig
     from align.rewards import Reward
-    from recipes import grpo_walk, walk
+    from recipes import grpo_walk, ppo_walk, walk
 
+    few: dict[str, Any] = {"steps": 1, "prompts_per_step": 2, "sampling": SamplingConfig(max_new_tokens=4)}
     with tempfile.TemporaryDirectory() as directory:
-        warm = Path(directory)
+        warm, accelerator = Path(directory), Accelerator(cpu=True)
         walk.walk_model(seed=0).save_pretrained(warm)
         walk.walk_tokenizer().save_pretrained(warm)
-        config = GRPOConfig(steps=1, prompts_per_step=2, sampling=SamplingConfig(max_new_tokens=4))
-        algorithm, _ = grpo_walk.build(grpo_walk.Options(grpo=config), warm, Accelerator(cpu=True))
-    # A model that has learned nothing earns nothing, and where all rewards are equal the loss is never asked.
+        if name == "grpo":
+            algorithm, _ = grpo_walk.build(grpo_walk.Options(grpo=GRPOConfig(**few)), warm, accelerator)
+        else:
+            algorithm, _ = ppo_walk.build(ppo_walk.Options(ppo=PPOConfig(**few)), warm, accelerator)
+    # A model that has learned nothing earns nothing, and where all rewards are equal GRPO's loss is never asked.
     algorithm.rewards = [Reward(rising)]
-    files = files_run_by(lambda: next(algorithm.steps())) | {RECIPE}
+    files = files_run_by(lambda: next(algorithm.steps())) | {ROOT / f"recipes/{name}_walk.py"}
     return {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sorted(files)}
 
 
@@ -69,10 +72,11 @@ def rising(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
 
 def main() -> None:
     """Print the files, their lines and the totals."""
-    files = reading_path()
-    for name, lines in files.items():
-        print(f"{lines:6}  {name}")
-    print(f"{sum(files.values()):6}  lines in {len(files)} files; at most {MOST_LINES} in {MOST_FILES}")
+    for recipe, (most_files, most_lines) in LIMITS.items():
+        files = reading_path(recipe)
+        for name, lines in files.items():
+            print(f"{lines:6}  {name}")
+        print(f"{sum(files.values()):6}  lines in {len(files)} files; at most {most_lines} in {most_files}")
 
 
 if __name__ == "__main__":

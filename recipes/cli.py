@@ -18,7 +18,7 @@ TRAINING = {
     "grpo": ("recipes.grpo", "GRPOOptions", "train a model on prompts and rewards"),
     "dpo": ("recipes.dpo", "DPOOptions", "train a model on pairs of answers, one of them preferred"),
     "kto": ("recipes.kto", "KTOOptions", "train a model on single answers, liked or not"),
-    "ppo": ("recipes.ppo", "PPOOptions", "train a model on prompts and rewards, with a value head"),
+    "ppo": ("recipes.ppo", "PPOOptions", "train a model on prompts and rewards, with a critic"),
     "eval": ("recipes.evaluate", "EvalOptions", "measure a model: mean rewards on prompts"),
 }
 """Command -> the file that does it, its options in recipes.options, and what it does."""

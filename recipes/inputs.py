@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 from align import reward_names
 from align.batch import Prompts
 from align.data import PromptRows, read_prompts, tokenize_prompts
+from align.logprobs import base_model
 from align.models import add_lora, load_model, load_tokenizer
-from align.reward_head import load_reward_model
+from align.reward_head import RewardModel, load_reward_model
 from align.rewards import Reward, RewardError, check_rewards
 from align.rows import nearest
 
@@ -114,6 +115,36 @@ def make_reward_model(options: ModelOptions, *, seed: int) -> Any:
         return load_reward_model(options.model, seed=seed, trust_remote_code=options.trust_remote_code)
 
 
+def make_value_model(
+    place: str, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool
+) -> tuple[RewardModel, PreTrainedTokenizerBase]:
+    """Load a reward model to be the critic of a policy, with its own tokenizer, which must give the same ids.
+
+    Raises:
+        ValueError: if it reads other tokens than the policy writes.
+    """
+    check_folder(place, "--value-model")
+    with _told(place, "--value-model"):
+        model = load_reward_model(place, trust_remote_code=trust_remote_code)
+        own = load_tokenizer(place, trust_remote_code=trust_remote_code)
+    ids, known = tokenizer.get_vocab(), own.get_vocab()
+    strange = min(
+        (token for token, number in ids.items() if known.get(token) != number), key=ids.__getitem__, default=None
+    )
+    embedded = [cast(Any, each).config.get_text_config().vocab_size for each in (model, base_model(policy))]
+    if strange is not None or embedded[0] < embedded[1]:
+        why = (
+            f"it has {embedded[0]} embeddings and the policy {embedded[1]}"
+            if strange is None
+            else f"{strange!r} is {ids[strange]} for the policy and {known.get(strange, 'nothing')} for it"
+        )
+        raise ValueError(
+            f"--value-model {place}: reads other tokens than the policy writes: {why}. Take a reward model that was "
+            "trained on the policy's own family, with `align reward`, or leave --value-model out"
+        )
+    return RewardModel(model), own
+
+
 def with_adapters(model: nn.Module, options: ModelOptions, *, seed: int) -> nn.Module:
     """Return a model with new adapters if asked for."""
     import torch
@@ -156,17 +187,17 @@ def sampling_habits(model: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in neutral.get(name, (None, 1.0))}
 
 
-def check_folder(model: str) -> None:
+def check_folder(model: str, option: str = "--model") -> None:
     """Refuse a mistyped folder before it is looked up on the hub as an id."""
     path = Path(model).expanduser()
     local = path.is_absolute() or model.startswith((".", "~")) or (path.parent != Path() and path.parent.is_dir())
     if local and not path.exists():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ValueError(f"--model {model}: no such folder{nearest(path.name, siblings)}")
+        raise ValueError(f"{option} {model}: no such folder{nearest(path.name, siblings)}")
 
 
 @contextmanager
-def _told(model: str) -> Iterator[None]:
+def _told(model: str, option: str = "--model") -> Iterator[None]:
     """Say in one line why a model or its tokenizer cannot be loaded."""
     from safetensors import SafetensorError
 
@@ -176,4 +207,4 @@ def _told(model: str) -> Iterator[None]:
         reason = " ".join(str(error).split())
         folders = [entry.name for entry in Path.cwd().iterdir() if entry.is_dir()]
         meant = "" if Path(model).exists() else nearest(model, folders)
-        raise ValueError(f"--model {model}: cannot be loaded: {reason}{meant}") from error
+        raise ValueError(f"{option} {model}: cannot be loaded: {reason}{meant}") from error

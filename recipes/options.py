@@ -152,6 +152,15 @@ class RewardOptions:
 
 
 @dataclass(frozen=True)
+class CriticOptions:
+    """What tells how good an unfinished answer is: a head on the policy's trunk, or a model of its own."""
+
+    value_model: str | None = None
+    """Reward model, a folder or a hub id, that the critic starts from; it takes as much memory as training another
+    model of its size. By default the critic is a head on the policy's trunk that starts with 0."""
+
+
+@dataclass(frozen=True)
 class ObjectiveOptions:
     """What is optimised. Each loss brings the clip bounds of its paper as defaults.
 
@@ -269,14 +278,16 @@ class GRPOOptions:
 
 @dataclass(frozen=True)
 class PPOOptions:
-    """Train a model with PPO: prefer what is rewarded above what the value head expected, near the starting policy.
+    """Train a model with PPO: prefer what is rewarded above what the critic expected, near the starting policy.
 
-    The trained model is saved to <directory>/final, its value head beside it, from which a further run goes on.
+    The trained model is saved to <directory>/final, and there a value head from which a further run goes on, or the
+    folder value_model, for --value-model.
     """
 
     model: ModelOptions
     data: PromptOptions
     reward: RewardOptions
+    critic: CriticOptions = field(default_factory=CriticOptions)
     held_out: HeldOutOptions = field(default_factory=HeldOutOptions)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     run: RunOptions = field(default_factory=RunOptions)

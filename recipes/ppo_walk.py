@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from align.batch import Prompts
 from align.config import CriticConfig, OptimizerConfig, PPOConfig, SamplingConfig, TokenRewardConfig
-from align.critic import ActorCritic, save_value_head
+from align.critic import ActorCritic
 from align.data import eos_token_ids, read_prompts, tokenize_prompts
 from align.evaluate import Evaluation, evaluate
-from align.models import load_model, load_tokenizer, reference_of
+from align.models import load_model, load_tokenizer, reference_of, save_value_head
 from align.ppo import PPO
 from align.rewards import Reward
 from align.sampler import Sampler
@@ -28,6 +28,7 @@ from recipes.warm_up import warm_up
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import nn
 
 PPO_DEFAULTS = PPOConfig(
     steps=400,
@@ -92,13 +93,15 @@ def train(options: Options, command: Sequence[str]) -> int:
     return result.exit_code
 
 
-def build(options: Options, warm: Path, accelerator: Accelerator) -> tuple[PPO, Prompts]:
-    """Build PPO on the warmed-up model, and the prompts to measure on."""
+def build(
+    options: Options, warm: Path, accelerator: Accelerator, *, value_model: nn.Module | None = None
+) -> tuple[PPO, Prompts]:
+    """Build PPO on the warmed-up model, with a critic of its own if one is given, and the prompts to measure on."""
     config = options.ppo
     model, tokenizer = load_model(warm), load_tokenizer(warm)
     rollouts = -(-config.steps // (config.epochs * config.minibatches))
     held_out, _, practised = walk.splits(config.seed, rollouts * config.prompts_per_step)
-    policy = ActorCritic(model, temperature=config.sampling.temperature)
+    policy = ActorCritic(model, temperature=config.sampling.temperature, value_model=value_model)
     sampler = Sampler(model, tokenizer, config.sampling, eos_token_ids=eos_token_ids(model, tokenizer))
     prompts = tokenize_prompts(read_prompts(walk.tasks(practised)), tokenizer)
     rewards = [Reward(walk.right_square), Reward(walk.thinks, weight=0.0)]

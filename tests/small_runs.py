@@ -85,6 +85,14 @@ def small_grpo(
     return GRPO(policy, sampler, prompts, [Reward(reward)], config, accelerator, reference=reference)
 
 
+def small_scorer(tokenizer, *, double: bool = False) -> RewardModel:
+    """A reward model of the same tokens and another trunk."""
+    trunk = tiny_model(vocab_size=len(tokenizer), initializer_range=0.1, num_hidden_layers=1)
+    model = reward_model_of(trunk, seed=0)
+    separate_padding(model, tokenizer)
+    return RewardModel(model.double() if double else model)
+
+
 def small_ppo(
     *,
     lora: bool = False,
@@ -97,9 +105,12 @@ def small_ppo(
     token_rewards=None,
     critic=None,
     reference=None,
+    value_model=False,
     **changes,
 ):
-    policy, tokenizer = small_policy(lora=lora, double=double, kind=ActorCritic)
+    policy, tokenizer = small_policy(lora=lora, double=double)
+    own = small_scorer(tokenizer, double=double) if value_model else None
+    policy = ActorCritic(policy.model, value_model=own)
     config = PPOConfig(
         **{
             "steps": 6,

@@ -1,13 +1,20 @@
-"""The way of one GRPO step stays short enough to read."""
+"""The way of one step of GRPO and of RLHF's PPO stays short enough to read."""
 
-from benchmarks.reading_path import MOST_FILES, MOST_LINES, ROOT, files_run_by, reading_path
+import pytest
+
+from benchmarks.reading_path import LIMITS, ROOT, files_run_by, reading_path
 
 
-def test_the_way_of_a_grpo_step_is_at_most_ten_files_and_two_thousand_lines():
-    files = reading_path()
-    assert {"recipes/grpo_walk.py", "align/grpo.py", "align/sampler.py", "align/training.py"} <= set(files)
+@pytest.mark.parametrize("name", LIMITS)
+def test_the_way_of_a_step_is_at_most_so_many_files_and_lines(name):
+    files, (most_files, most_lines) = reading_path(name), LIMITS[name]
+    assert {f"recipes/{name}_walk.py", f"align/{name}.py", "align/sampler.py", "align/training.py"} <= set(files)
     assert "classic_rl/losses.py" in files, "the step stopped before its loss"
-    assert len(files) <= MOST_FILES and sum(files.values()) <= MOST_LINES, files
+    assert len(files) <= most_files and sum(files.values()) <= most_lines, files
+
+
+def test_the_limits_are_ten_files_of_2000_lines_for_grpo_and_twelve_of_2400_for_ppo():
+    assert LIMITS == {"grpo": (10, 2_000), "ppo": (12, 2_400)}
 
 
 def test_a_file_is_on_the_way_if_a_function_of_it_runs_in_whatever_thread_and_only_then():

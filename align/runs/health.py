@@ -14,7 +14,8 @@ from statistics import fmean, median
 WINDOW = 20
 """Steps that a rule looks back over: long enough for a mean over noisy rollouts, short enough to be told in time."""
 PATIENCE = 100
-"""Steps after which a reward that has not risen is worth a word."""
+"""Steps after which a reward that has not risen, or a critic that has learned nothing, is worth a word; also how far
+back steps are remembered, since what is told once a rollout is missing from the steps between."""
 
 MOST_GROUPS = 0.6
 MOST_COMPLETIONS = 0.5
@@ -46,7 +47,7 @@ class HealthWatch:
 
     def __init__(self) -> None:
         self._first: Steps = []
-        self._recent: deque[dict[str, float]] = deque(maxlen=WINDOW)
+        self._recent: deque[dict[str, float]] = deque(maxlen=PATIENCE)
         self._said: set[str] = set()
 
     def update(self, metrics: Mapping[str, float]) -> list[Finding]:
@@ -85,6 +86,7 @@ def _full(steps: Steps, name: str, count: int = WINDOW) -> list[float] | None:
 
 
 def _span(steps: Steps) -> str:
+    steps = steps[-WINDOW:]
     return f"steps {steps[0]['step']:.0f}-{steps[-1]['step']:.0f}"
 
 
@@ -230,6 +232,24 @@ def _clip_fraction(first: Steps, recent: Steps) -> Iterable[Finding]:
         )
 
 
+def _idle_critic(first: Steps, recent: Steps) -> Iterable[Finding]:
+    values = _full(recent, "value/explained_variance", 5)
+    if not values or max(values) > 0 or _now(recent) < PATIENCE:
+        return
+    start, now = _values(first, "reward/std"), _values(recent, "reward/std")[-5:]
+    # Once nearly all completions earn the same, what is left of the variance is chance, and no critic explains it.
+    if start and now and fmean(now) < 0.5 * fmean(start):
+        return
+    yield Finding(
+        "critic that explains nothing",
+        f"The critic explained {fmean(values):.2g} of the variance of returns over the last 5 rollouts, and none of "
+        f"them above 0 (step {_now(recent)}): one number for all states would have served as well.",
+        "Change value_coef or learning_rate, take more updates from each rollout (epochs), start the critic from a "
+        "reward model (--value-model), or compare the answers to one prompt instead: GRPO needs no critic.",
+        _now(recent),
+    )
+
+
 def _reward_gain(first: Steps, recent: Steps, count: int) -> float:
     """How far the mean reward rose, in units of its spread in the first steps; inf or 0 where that spread is 0."""
     start, now = _values(first, "reward/mean")[:count], _values(recent, "reward/mean")[-count:]
@@ -251,5 +271,6 @@ RULES: list[Callable[[Steps, Steps], Iterable[Finding]]] = [
     _silent_parts,
     _flat_reward,
     _clip_fraction,
+    _idle_critic,
 ]
 """Rules in the order in which their findings are told."""

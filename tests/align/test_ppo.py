@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from align.config import PPOConfig, TokenRewardConfig
-from align.ppo import Moments, adapted_kl_coef, completion_advantages, kl_penalised_rewards, last_actions
+from align.critic import last_actions
+from align.ppo import Moments, adapted_kl_coef, completion_advantages, kl_penalised_rewards
 from classic_rl.losses import clipped_surrogate_loss, policy_gradient_loss
 from tests.toy_policy import LAST, MASK, gradient, kl, probabilities, random_logits, rewards, token_logprobs
 
@@ -155,7 +156,7 @@ def test_moments_joined_piece_by_piece_are_those_of_everything(pieces):
     for piece in pieces:
         x = torch.tensor(piece, dtype=torch.float64)
         mean = x.mean() if len(x) else x.sum()
-        moments = moments.joined(len(x), float(x.sum()), float((x - mean).square().sum()))
+        moments = moments.joined(Moments(len(x), float(mean), float((x - mean).square().sum())))
     everything = torch.tensor([number for piece in pieces for number in piece], dtype=torch.float64)
     assert moments.count == len(everything)
     if len(everything) > 1:

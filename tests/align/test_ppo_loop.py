@@ -9,14 +9,11 @@ import torch
 from torch.testing import assert_close
 
 from align.config import SamplingConfig
-from align.critic import ActorCritic, ValueHead, load_value_head, save_value_head
-from align.experience import Targets
-from align.logprobs import token_logprobs
+from align.critic import Targets, see
 from align.metrics import described
 from align.ppo import PPO, completion_advantages
 from align.training import NonFiniteError
-from tests.models import ARCHITECTURES, tiny_model
-from tests.small_runs import share_of_letter, small_policy, small_ppo
+from tests.small_runs import share_of_letter, small_ppo
 
 
 def run(algorithm, steps: int) -> list[dict[str, float]]:
@@ -28,6 +25,10 @@ def parameters(algorithm) -> dict[str, torch.Tensor]:
     return algorithm.trainer.state()["parameters"]
 
 
+def targets_of(algorithm) -> Targets:
+    return Targets(**algorithm.rollouts.notes)
+
+
 def timeless(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
     clocks = ("time/", "tokens/per_second")
     return [{name: value for name, value in m.items() if not name.startswith(clocks)} for m in metrics]
@@ -37,67 +38,6 @@ EVERYTHING = {
     "token_rewards": {"kl_target": 0.5, "normalise_scores": True, "score_clip": 2.0, "missing_eos_penalty": 0.1},
     "entropy_coef": 0.01,
 }
-
-
-# The value head
-
-
-def test_a_new_critic_values_everything_at_0_and_says_what_the_policy_says():
-    policy, _ = small_policy(kind=ActorCritic)
-    ids = torch.randint(3, 50, (3, 9))
-    mask = torch.arange(9) >= torch.tensor([[2], [4], [8]])
-    said = policy(ids, mask)
-    assert_close(said.logprobs, token_logprobs(policy.model, ids, None, mask).logprobs, rtol=0, atol=0)
-    assert said.entropy is None and torch.equal(said.values, torch.zeros(3, 9))
-
-
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_a_value_is_of_the_state_before_its_token_and_laid_out_there(kind):
-    policy = ActorCritic(tiny_model(kind).eval())
-    torch.nn.init.normal_(policy.value_head.weight)
-    ids = torch.randint(3, 50, (1, 8))
-    mask = torch.tensor([[False, False, False, True, True, True, False, False]])
-    values = policy(ids, mask).values
-    assert (values[~mask] == 0).all() and (values[mask] != 0).all()
-    changed = ids.clone()
-    changed[0, 4:] = ids[0, 4:] % 40 + 4  # the state before token 4 knows tokens 0 to 3
-    after = policy(changed, mask).values
-    assert_close(after[0, :5], values[0, :5], rtol=1e-4, atol=1e-5)
-    assert (after[0, 5] - values[0, 5]).abs() > 1e-4
-
-
-def test_the_value_loss_reaches_the_head_and_the_trunk():
-    policy, _ = small_policy(kind=ActorCritic)
-    torch.nn.init.normal_(policy.value_head.weight)
-    policy(torch.randint(3, 50, (2, 6)), torch.ones(2, 6, dtype=torch.bool)).values.sum().backward()
-    assert policy.value_head.weight.grad.norm() > 0
-    assert policy.model.model.embed_tokens.weight.grad.norm() > 0
-
-
-def test_the_head_computes_in_float32_under_autocast():
-    head = ValueHead(4)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert head(torch.ones(2, 4, dtype=torch.bfloat16)).dtype == torch.float32
-
-
-def test_a_value_head_is_saved_beside_its_model_and_a_strange_one_is_refused(tmp_path):
-    policy, other = small_policy(kind=ActorCritic)[0], small_policy(kind=ActorCritic)[0]
-    assert not load_value_head(other, tmp_path)
-    torch.nn.init.normal_(policy.value_head.weight)
-    save_value_head(policy, tmp_path)
-    assert load_value_head(other, tmp_path)
-    assert_close(other.value_head.state_dict(), policy.value_head.state_dict(), rtol=0, atol=0)
-    with pytest.raises(ValueError, match="of another model"):
-        load_value_head(ActorCritic(tiny_model(hidden_size=64)), tmp_path)
-
-
-@pytest.mark.parametrize("lora", [False, True])
-def test_policy_reference_and_value_head_share_one_trunk_with_adapters(lora):
-    algorithm = small_ppo(lora=lora)
-    run(algorithm, 1)
-    names = [name for name, p in algorithm.trainer.unwrapped.named_parameters() if p.requires_grad]
-    assert sum("value_head" in name for name in names) == 2
-    assert all(("lora" in name) == lora for name in names if "value_head" not in name)
 
 
 # What a step does
@@ -158,7 +98,7 @@ def test_each_epoch_goes_through_every_completion_once_in_an_order_of_its_own():
 def test_advantages_are_whitened_over_the_real_actions_of_the_step():
     algorithm = small_ppo(prompts_per_step=16)
     run(algorithm, 1)
-    targets = algorithm.experience.targets
+    targets = targets_of(algorithm)
     assert_close(targets.advantages[targets.action_mask].mean(), torch.tensor(0.0), rtol=0, atol=1e-6)
     assert_close(targets.advantages[targets.action_mask].std(), torch.tensor(1.0), rtol=1e-5, atol=0)
     for each in targets:
@@ -212,7 +152,7 @@ def experience_of(truncated: str, values: float = 5.0, **changes):
         algorithm.trainer.unwrapped.value_head.bias.fill_(values)
     rollouts = algorithm._sample()
     assert 0 < (~rollouts.terminated).sum() < len(rollouts)
-    return rollouts, algorithm._look_at(rollouts)[0].targets
+    return rollouts, Targets(**algorithm._look_at(rollouts)[0].notes)
 
 
 def last_returns(targets: Targets, rows: torch.Tensor) -> torch.Tensor:
@@ -235,8 +175,17 @@ def test_the_bootstrap_is_the_value_of_the_state_after_the_last_token():
     algorithm = small_ppo(max_new_tokens=3, token_rewards={"truncated": "bootstrapped"})
     torch.nn.init.normal_(algorithm.trainer.unwrapped.value_head.weight)
     rollouts = algorithm._sample()
-    seen = algorithm._see(rollouts.sequences, look_ahead=True)
-    plain = algorithm._see(rollouts.sequences, look_ahead=False)
+    seen, plain = (
+        see(
+            algorithm.trainer.unwrapped,
+            None,
+            rollouts.sequences,
+            algorithm.accelerator,
+            tokens_per_micro_batch=100,
+            look_ahead=ahead,
+        )
+        for ahead in (True, False)
+    )
     assert_close(seen[:3], plain[:3])
     row = int((~rollouts.terminated).nonzero()[0, 0])
     ids = rollouts.sequences.input_ids[row, : rollouts.sequences.lengths[row]]
@@ -262,10 +211,10 @@ def test_a_missing_score_leaves_its_completion_out():
 
     algorithm = small_ppo(reward=missing, **EVERYTHING)
     metrics = run(algorithm, 4)
-    learned = algorithm.experience.targets.action_mask.any(dim=1)
+    learned = targets_of(algorithm).action_mask.any(dim=1)
     assert learned.tolist() == [row % 4 != 0 for row in range(16)]
     assert metrics[0]["reward/mean"] == 1.0 and algorithm.scores.count == 12
-    assert sum(m["tokens/trained"] for m in metrics[:2]) == algorithm.experience.targets.action_mask.sum()
+    assert sum(m["tokens/trained"] for m in metrics[:2]) == targets_of(algorithm).action_mask.sum()
 
 
 def test_scores_are_shifted_and_scaled_by_all_scores_so_far_and_clipped():
@@ -306,12 +255,14 @@ def test_nan_stops_before_the_update(part):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_how_a_step_is_cut_into_micro_batches_never_changes_its_gradient(lora):
+@pytest.mark.parametrize("value_model", [False, True])
+def test_how_a_step_is_cut_into_micro_batches_never_changes_its_gradient(lora, value_model):
     gradients = []
     for micro in (10_000, 16):
-        algorithm = small_ppo(double=True, lora=lora, micro=micro, **EVERYTHING)
+        algorithm = small_ppo(double=True, lora=lora, micro=micro, value_model=value_model, **EVERYTHING)
         torch.manual_seed(0)
-        torch.nn.init.normal_(algorithm.trainer.unwrapped.value_head.weight, std=0.1)
+        if not value_model:
+            torch.nn.init.normal_(algorithm.trainer.unwrapped.value_head.weight, std=0.1)
         seen: list[dict[str, torch.Tensor]] = []
         step = algorithm.trainer.optimizer.step
 
@@ -329,16 +280,16 @@ def test_how_a_step_is_cut_into_micro_batches_never_changes_its_gradient(lora):
         assert_close(cut, whole, rtol=1e-6, atol=1e-8 * scale)
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("kind", [{}, {"lora": True}, {"lora": True, "value_model": True}], ids=str)
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
-def test_a_resumed_run_is_bitwise_the_uninterrupted_one_at_every_position_inside_a_rollout(lora, stop):
-    unbroken = small_ppo(lora=lora, **EVERYTHING)
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one_at_every_position_inside_a_rollout(kind, stop):
+    unbroken = small_ppo(**kind, **EVERYTHING)
     expected = run(unbroken, 6)
-    first = small_ppo(lora=lora, **EVERYTHING)
+    first = small_ppo(**kind, **EVERYTHING)
     run(first, stop)
     state = first.state()
     run(first, 1)  # what happens after the state was taken must not reach it
-    second = small_ppo(lora=lora, **EVERYTHING)
+    second = small_ppo(**kind, **EVERYTHING)
     second.load_state(state)
     rest = run(second, 6 - stop)
     assert_close(parameters(second), parameters(unbroken), rtol=0, atol=0)
@@ -361,7 +312,7 @@ def test_the_advantages_of_the_loop_are_those_of_the_function():
     algorithm = small_ppo(prompts_per_step=16, kl=False)
     torch.nn.init.normal_(algorithm.trainer.unwrapped.value_head.weight, std=0.3)
     run(algorithm, 1)
-    targets, rollouts = algorithm.experience.targets, algorithm.experience.rollouts
+    targets, rollouts = targets_of(algorithm), algorithm.rollouts
     rewards = torch.zeros_like(targets.values)
     rewards[torch.arange(len(rollouts)), rollouts.sequences.lengths - 1] = rollouts.rewards
     advantages = completion_advantages(rewards, targets.values, targets.action_mask, gamma=1.0, lam=0.95)

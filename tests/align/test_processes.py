@@ -93,6 +93,9 @@ CASES = {
         kl_limit=1e-4,
         token_rewards={"truncated": "bootstrapped"},
     ),
+    "ppo lora, a value model": lambda: small_ppo(
+        optimizer=OPTIMIZER, steps=8, prompts_per_step=5, lora=True, double=True, value_model=True
+    ),
 }
 
 

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids = {"eos_token_id": end, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
     tiny_model("qwen3", vocab_size=len(tokenizer), initializer_range=0.1, **ids).save_pretrained(directory / "model")
     tokenizer.save_pretrained(directory / "model")
+    save_scorer(tiny_model("qwen3", vocab_size=len(tokenizer), num_hidden_layers=1, **ids), directory / "scorer")
     draw = random.Random(0)
     sums = [(draw.randrange(5), draw.randrange(5)) for _ in range(200)]
     prompts = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in sums]
@@ -72,6 +74,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "    return [sum(c.islower() for c in text) / 4 for text in map(str, completions)]\n"
     )
     return directory
+
+
+def save_scorer(trunk: Any, directory: Path) -> None:
+    """Write a reward model that has learned nothing, with the tokens of the policy."""
+    from align.reward_head import reward_model_of, save_reward_model, separate_padding
+    from tests.tiny import tiny_tokenizer
+
+    model, tokenizer = reward_model_of(trunk, seed=0), tiny_tokenizer()
+    separate_padding(model, tokenizer)
+    save_reward_model(model, tokenizer, directory, card="")
 
 
 def turn(role: str, content: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,7 +36,8 @@ PPO = ("ppo", *GRPO[1:])
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    return {name: value for file in (run / "final").glob("*.safetensors") for name, value in load_file(file).items()}
+    files = (run / "final").rglob("*.safetensors")
+    return {f"{file.parent.name}/{name}": value for file in files for name, value in load_file(file).items()}
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:
@@ -57,8 +59,9 @@ def same(one: Path, other: Path) -> None:
         (*GRPO, "--updates-per-rollout", 2, "--eval-data", "few.jsonl", "--evaluate-every", 2),
         (*PPO, "--kl-target", 0.01, "--normalise-scores", "--kl-limit", 0.01),
         (*PPO, "--lora-rank", 4, "--kl-target", 0.01, "--normalise-scores", "--missing-eos-penalty", 0.1),
+        (*PPO, "--lora-rank", 4, "--value-model", "scorer", "--kl-limit", 0.01),
     ],
-    ids=["all weights", "lora", "rollouts used twice, evaluated", "ppo", "ppo lora"],
+    ids=["all weights", "lora", "rollouts used twice, evaluated", "ppo", "ppo lora", "ppo lora, a value model"],
 )
 def test_a_run_killed_at_any_instant_resumes_to_the_weights_of_one_that_was_not(align: Align, tmp_path: Path, command):
     arguments = (*command, "--steps", 20, "--save-every", 1)
@@ -101,6 +104,50 @@ def test_ppo_saves_a_value_head_beside_the_model_from_which_a_further_run_goes_o
     for name, value in load_file(tmp_path / "second" / "final" / "value_head.safetensors").items():
         assert torch.allclose(value, head[name], atol=1e-9)
     align("eval", "--model", final, "--data", "few.jsonl", "--reward", "exact_answer", "--max-new-tokens", 4)
+
+
+def test_a_value_model_starts_from_a_reward_model_and_is_saved_as_one(align: Align, place: Path, tmp_path: Path):
+    from transformers import AutoModelForSequenceClassification
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    align(*PPO, "--value-model", "scorer", "--steps", 4, "--directory", first)
+    value_model = first / "final" / "value_model"
+    trained = AutoModelForSequenceClassification.from_pretrained(value_model).state_dict()
+    start = load_file(place / "scorer" / "model.safetensors")
+    assert all((trained[name] != start[name]).any() for name in ("score.weight", "model.layers.0.mlp.up_proj.weight"))
+    again = ("--model", first / "final", "--value-model", value_model)
+    align("ppo", *again, *PPO[3:], "--steps", 1, "--learning-rate", 1e-12, "--directory", second)
+    for name, value in load_file(second / "final" / "value_model" / "model.safetensors").items():
+        assert torch.allclose(value, trained[name], atol=1e-9), name
+    assert not (second / "final" / "value_head.safetensors").exists()
+    align(
+        "eval",
+        "--model",
+        second / "final",
+        "--data",
+        "few.jsonl",
+        "--reward",
+        f"model:{value_model}",
+        "--max-new-tokens",
+        4,
+    )
+
+
+def test_a_value_model_that_reads_other_tokens_or_is_none_is_refused(align: Align, place: Path, tmp_path: Path):
+    from tokenizers import Tokenizer
+
+    def refused(value_model: str) -> str:
+        return align(*PPO, "--value-model", value_model, "--directory", tmp_path / "refused", code=2)
+
+    other = tmp_path / "other"
+    shutil.copytree(place / "scorer", other)
+    tokenizer = json.loads(Tokenizer.from_file(str(other / "tokenizer.json")).to_str())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "reads other tokens than the policy writes" in refused(str(other))
+    assert "train one on it with `align reward`" in refused("model")
+    assert "--value-model ./nowhere: no such folder" in refused("./nowhere")
 
 
 @pytest.mark.parametrize("data", ["pairs", "chats"])

@@ -60,6 +60,17 @@ def test_nothing_is_said_of_supervised_training_or_of_very_short_runs() -> None:
 
 flat = [{**line, "reward/mean": 0.28} for line in healthy()]
 
+steady = [{**line, "reward/std": 0.4} for line in healthy()]
+
+
+def once_a_rollout(value: Callable[[int], float], history: History | None = None) -> History:
+    """A healthy run of PPO: every fourth step is the first on new rollouts, and tells what the critic explained."""
+    return [
+        {**line, "value/explained_variance": value(int(line["step"]))} if line["step"] % 4 == 1 else line
+        for line in history or healthy()
+    ]
+
+
 UNHEALTHY = [
     (
         "groups without signal",
@@ -86,6 +97,12 @@ UNHEALTHY = [
     ("reward part never fires: format", changed("reward/format", lambda step: 0.0), "(steps 1-20)", "Read some"),
     ("reward does not rise", changed("reward/mean", lambda step: 0.28), "0.28 in steps 81-100", "learning_rate"),
     ("clip fraction high", changed("policy/clip_fraction", lambda step: 0.4), "40% of token ratios", "learning_rate"),
+    (
+        "critic that explains nothing",
+        once_a_rollout(lambda step: -0.1, steady),
+        "explained -0.1 of the variance of returns over the last 5 rollouts",
+        "--value-model",
+    ),
     ("not finite: optim/loss", changed("optim/loss", lambda step: math.nan if step == 9 else 0.0), "at step 9", "data"),
 ]
 
@@ -134,3 +151,14 @@ def test_metrics_in_any_number_and_order_never_break_a_rule() -> None:
         for line in history:
             line.pop("step", None)
         findings(history)
+
+
+def test_a_critic_is_given_time_and_one_good_rollout_in_five_and_blamed_for_no_chance() -> None:
+    draw = random.Random(0)
+    said = {finding.step for finding in findings(once_a_rollout(lambda step: -0.1, steady))}
+    assert said == {100}
+    learned = once_a_rollout(lambda step: 0.15 + draw.gauss(0, 0.1) if step > 20 else -0.3, steady)
+    now_and_then = once_a_rollout(lambda step: 0.05 if step % 20 == 1 else -0.05, steady)
+    solved = once_a_rollout(lambda step: 0.3 if step < 120 else -0.5)  # its spread is gone by then
+    for history in (learned, now_and_then, solved):
+        assert findings(history) == []
