@@ -61,7 +61,7 @@ def kill(align: Align, arguments: tuple, run: Path, draw: random.Random, *, insi
 
 def check_kills(align: Align, command: tuple, directory: Path, *, kills: int, inside_a_save: int = 0) -> None:
     """Kill one run again and again, the last times inside a save, and compare its end with that of another."""
-    steps = 10 * kills
+    steps = 10 + 5 * kills  # a kill comes two or three steps after the one before
     arguments, killed, draw = (*command, "--steps", steps, "--save-every", 1), directory / "killed", random.Random(0)
     align(*arguments, "--directory", directory / "whole")
     for number in range(kills):
