@@ -30,11 +30,12 @@ lint: .venv/installed ## check style, format and types
 	@.venv/bin/python -m ruff format --check
 	@.venv/bin/python -m basedpyright
 
-bench: .venv/installed-bench ## compare with the peers, a quarter of an hour or more (BENCH_ARGS=--quick: does it still run?)
+bench: .venv/installed-bench ## compare with the peers, half an hour or more (BENCH_ARGS=--quick: does it still run?)
 	@.venv/bin/python -m benchmarks.reading_path
 	@.venv/bin/python -m benchmarks.sampler_vs_generate $(BENCH_ARGS)
 	@.venv/bin/python -m benchmarks.grpo_walk_vs_trl $(BENCH_ARGS)
 	@.venv/bin/python -m benchmarks.ppo_beside_grpo $(BENCH_ARGS)
+	@.venv/bin/python -m benchmarks.pairs_vs_trl $(BENCH_ARGS)
 
 clean: ## remove the virtual environments and caches; runs stay
 	rm -rf .venv .venv-oldest dist build .pytest_cache .ruff_cache .hypothesis

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.alternate import machine, peak_megabytes, spread, table, use_one_thread
+from benchmarks.trl_side import optimizers, plain_options
 from recipes import walk
 
 if TYPE_CHECKING:  # this process imports no torch, because a child's peak memory may begin at its parent's
@@ -167,15 +168,13 @@ def train_align(pipe: Connection, task: Task) -> None:
 
 def train_trl(pipe: Connection, task: Task) -> None:
     """Train with TRL's GRPOTrainer, each option set to what the other side does."""
-    import torch
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOTrainer
 
     from align.batch import rows_at
-    from align.training import learning_rate
 
-    config, peak = task.config, task.config.optimizer.learning_rate
+    config = task.config
     model, tokenizer = load(task)
     turns = Turns(pipe, task, model, tokenizer)
 
@@ -188,7 +187,6 @@ def train_trl(pipe: Connection, task: Task) -> None:
 
     rows = walk.tasks(task.splits()[2])
     order = rows_at(0, len(rows), len(rows), config.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.0, fused=True)
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=[reward],
@@ -196,12 +194,7 @@ def train_trl(pipe: Connection, task: Task) -> None:
         train_dataset=Dataset.from_list([rows[row] for row in order]),
         processing_class=tokenizer,
         callbacks=[TakeTurns()],
-        optimizers=(
-            optimizer,
-            torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda step: learning_rate(config.optimizer, step, task.steps) / peak
-            ),
-        ),
+        optimizers=optimizers(model, config.optimizer, task.steps),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -213,7 +206,7 @@ def trl_config(task: Task) -> Any:
 
     config = task.config
     return TRLConfig(
-        output_dir=str(task.weights.parent / "trl"),
+        **plain_options(task.weights.parent),
         per_device_train_batch_size=config.prompts_per_step * config.group_size,
         num_generations=config.group_size,
         max_steps=task.steps,
@@ -227,14 +220,6 @@ def trl_config(task: Task) -> Any:
         max_grad_norm=config.optimizer.max_grad_norm,
         shuffle_dataset=False,
         seed=task.seed,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        dataloader_pin_memory=False,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
     )
 
 

@@ -54,8 +54,13 @@ CASES = {
     "kto": lambda: small_kto(optimizer=OPTIMIZER, steps=8),
     "dpo from a cache": lambda: small_dpo(optimizer=OPTIMIZER, steps=8, cache=CACHES[-1] / "dpo"),
     "kto from a cache": lambda: small_kto(optimizer=OPTIMIZER, steps=8, lora=True, cache=CACHES[-1] / "kto"),
+    "kto lora": lambda: small_kto(optimizer=OPTIMIZER, steps=8, lora=True),
+    "kto, three answers for two processes": lambda: small_kto(optimizer=OPTIMIZER, steps=8, examples_per_step=3),
     "reward model": lambda: small_reward_model(optimizer=OPTIMIZER, steps=20),
     "reward model lora": lambda: small_reward_model(optimizer=OPTIMIZER, steps=20, lora=True),
+    "reward model, a pair for the first process alone": lambda: small_reward_model(
+        optimizer=OPTIMIZER, steps=8, pairs_per_step=1
+    ),
     "grpo fixed rollouts": lambda: small_grpo(optimizer=OPTIMIZER, steps=20, updates_per_rollout=20, kl=True),
     "grpo fixed rollouts, odd number of prompts": lambda: small_grpo(
         optimizer=OPTIMIZER,

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.forks import Forks
 
@@ -24,7 +26,7 @@ def environment(**more: str) -> dict[str, str]:
 
 IMPORTED = (
     "peft", "accelerate", "rich.live", "tyro", "recipes.cli", "recipes.grpo", "recipes.sft", "recipes.evaluate",
-    "recipes.dpo", "recipes.kto", "recipes.reward",
+    "recipes.ppo", "recipes.dpo", "recipes.kto", "recipes.reward",
     "transformers.models.qwen3.modeling_qwen3", "transformers.models.auto.modeling_auto", "transformers.generation",
     "transformers.tokenization_utils_tokenizers", "align.runs.report",
 )  # fmt: skip
@@ -51,7 +53,10 @@ class Align(Forks):
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder: a Qwen3-shaped model, prompts with answers, demonstrations of both kinds, a reward."""
+    """A user's folder: a Qwen3-shaped model, prompts with answers, demonstrations, preferences and feedback, a reward.
+
+    The right sum is preferred: to the next number, and liked; or to itself with more words, of which some are sure.
+    """
     from tests.models import tiny_model
     from tests.tiny import END, tiny_tokenizer
 
@@ -67,8 +72,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in sums]
     pairs = [{"prompt": row["prompt"], "completion": row["answer"]} for row in prompts]
     chats = [{"messages": [turn("user", row["prompt"]), turn("assistant", row["answer"])]} for row in prompts]
-    for name, rows in {"prompts": prompts, "pairs": pairs, "chats": chats, "few": prompts[:20]}.items():
-        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    preferences = [
+        {"prompt": row["prompt"], "chosen": row["answer"], "rejected": f"{row['answer']} or so", "sure": n % 3}
+        for n, row in enumerate(prompts)
+    ]
+    preferred, liked = [], []
+    for row in prompts[:20]:
+        wrong = str(int(row["answer"]) + 1)
+        preferred.append({"prompt": row["prompt"], "chosen": row["answer"], "rejected": wrong})
+        liked.append({"prompt": row["prompt"], "completion": row["answer"], "label": True})
+        liked.append({"prompt": row["prompt"], "completion": wrong, "label": False})
+    write(directory, prompts=prompts, pairs=pairs, chats=chats, few=prompts[:20])
+    write(directory, preferences=preferences, few_preferences=preferences[:20], preferred=preferred, liked=liked)
     (directory / "rules.py").write_text(
         "def letters(prompts, completions, **columns):\n"
         "    return [sum(c.islower() for c in text) / 4 for text in map(str, completions)]\n"
@@ -84,6 +99,24 @@ def save_scorer(trunk: Any, directory: Path) -> None:
     model, tokenizer = reward_model_of(trunk, seed=0), tiny_tokenizer()
     separate_padding(model, tokenizer)
     save_reward_model(model, tokenizer, directory, card="")
+
+
+def write(directory: Path, **rows_of: list[dict]) -> None:
+    """Write rows to a .jsonl file a name."""
+    for name, rows in rows_of.items():
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    """All weights that a run saved at its end."""
+    files = (run / "final").rglob("*.safetensors")
+    return {f"{file.parent.name}/{name}": value for file in files for name, value in load_file(file).items()}
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    """What a run wrote of each step, but for what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("time/") and k != "tokens/per_second"} for line in lines]
 
 
 def turn(role: str, content: str) -> dict[str, str]:

@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from recipes.answers_walk import Answer
 from recipes.dpo_walk import pairs_of
 from recipes.kto_walk import feedback_of
 from tests.forks import Forks
-from tests.recipes.conftest import Align
+from tests.recipes.conftest import Align, metrics_of, write
 
 QUICK = ("--learning-rate", 1e-2, "--evaluate-every", 0)
 DPO = ("dpo", "--model", "model", "--data", "preferred.jsonl", *QUICK, "--pairs-per-step", 8)
 KTO = ("kto", "--model", "model", "--data", "liked.jsonl", *QUICK, "--examples-per-step", 8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def preferences(place: Path) -> None:
-    """Add to the user's folder: the right sum is preferred to the next number, and liked."""
-    asked = [json.loads(line) for line in (place / "few.jsonl").read_text().splitlines()]
-    pairs, feedback = [], []
-    for row in asked:
-        wrong = str(int(row["answer"]) + 1)
-        pairs.append({"prompt": row["prompt"], "chosen": row["answer"], "rejected": wrong})
-        feedback.append({"prompt": row["prompt"], "completion": row["answer"], "label": True})
-        feedback.append({"prompt": row["prompt"], "completion": wrong, "label": False})
-    bad = [*pairs[:2], {**pairs[2], "rejected": pairs[2]["chosen"]}, *pairs[3:]]
-    for name, rows in {"preferred": pairs, "liked": feedback, "bad-pairs": bad}.items():
-        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    (file,) = (run / "final").glob("*.safetensors")
-    return load_file(file)
-
-
-def metrics_of(run: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith("time/") and k != "tokens/per_second"} for line in lines]
 
 
 def test_dpo_learns_to_prefer_and_measures_it_on_held_out_pairs(align: Align, tmp_path: Path):
@@ -63,35 +33,6 @@ def test_kto_learns_to_tell_what_is_liked_from_what_is_not_on_held_out_answers_t
     assert lines[-1]["preference/chosen_reward"] > lines[-1]["preference/rejected_reward"]
     assert measured[0]["eval/loss"] == pytest.approx(0.5) and measured[-1]["eval/loss"] < 0.48
     assert measured[-1]["eval/preference/chosen_reward"] > measured[-1]["eval/preference/rejected_reward"]
-
-
-CACHED = ("--reference-cache", "CACHE", "--eval-data")
-COMMANDS = {
-    "dpo": DPO,
-    "kto": KTO,
-    "dpo lora": (*DPO, "--lora-rank", 4),
-    "dpo, cached": (*DPO, *CACHED, "preferred.jsonl"),
-    "kto, cached": (*KTO, *CACHED, "liked.jsonl"),
-}
-
-
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_a_run_killed_twice_resumes_to_the_weights_of_one_that_was_not(align: Align, tmp_path: Path, command):
-    command = [tmp_path / "caches" / "reference" if word == "CACHE" else word for word in command]
-    arguments = (*command, "--steps", 12, "--save-every", 1)
-    align(*arguments, "--directory", tmp_path / "whole")
-    killed = tmp_path / "killed"
-    for after in (3, 7):
-        pid = align.start(*arguments, "--directory", killed, *(("--resume",) if killed.exists() else ()))
-        deadline = time.monotonic() + 60
-        while not (killed / "checkpoints" / f"checkpoint-{after}").exists() and time.monotonic() < deadline:
-            time.sleep(0.001)
-        os.kill(pid, signal.SIGKILL)
-        assert align.wait() == -signal.SIGKILL, align.said
-    align(*arguments, "--directory", killed, "--resume")
-    one, other = weights_of(tmp_path / "whole"), weights_of(killed)
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    assert metrics_of(tmp_path / "whole") == metrics_of(killed)
 
 
 def test_a_reference_is_computed_once_and_that_of_others_is_refused_in_one_line(align: Align, place, tmp_path: Path):
@@ -120,7 +61,10 @@ def test_a_loss_brings_the_settings_of_its_paper_and_given_ones_hold(align: Alig
     assert "means nothing to --loss hinge" in align(*DPO, "--loss", "hinge", "--label-smoothing", 0.1, code=2)
 
 
-def test_a_pair_without_a_difference_is_named_before_the_model_is_looked_for(align: Align, tmp_path: Path):
+def test_a_pair_without_a_difference_is_named_before_the_model_is_looked_for(align: Align, place: Path, tmp_path: Path):
+    pairs = [json.loads(line) for line in (place / "preferred.jsonl").read_text().splitlines()]
+    pairs[2]["rejected"] = pairs[2]["chosen"]
+    write(place, **{"bad-pairs": pairs})
     arguments = ("dpo", "--data", "bad-pairs.jsonl", "--model")
     told = align(*arguments, "./nowhere", code=2)
     assert "bad-pairs.jsonl:3: rejected: the same as chosen" in told and "nowhere" not in told

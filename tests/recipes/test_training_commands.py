@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.recipes.conftest import Align, environment
+from tests.recipes.conftest import Align, environment, metrics_of
 
 QUICK = ("--max-new-tokens", 6, "--prompts-per-step", 4, "--group-size", 4, "--learning-rate", 1e-3)
 GRPO = (
@@ -33,52 +31,6 @@ GRPO = (
 
 
 PPO = ("ppo", *GRPO[1:])
-
-
-def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    files = (run / "final").rglob("*.safetensors")
-    return {f"{file.parent.name}/{name}": value for file in files for name, value in load_file(file).items()}
-
-
-def metrics_of(run: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith("time/") and k != "tokens/per_second"} for line in lines]
-
-
-def same(one: Path, other: Path) -> None:
-    first, second = weights_of(one), weights_of(other)
-    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    assert metrics_of(one) == metrics_of(other)
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        GRPO,
-        (*GRPO, "--lora-rank", 4, "--kl-coef", 0.1),
-        (*GRPO, "--updates-per-rollout", 2, "--eval-data", "few.jsonl", "--evaluate-every", 2),
-        (*PPO, "--kl-target", 0.01, "--normalise-scores", "--kl-limit", 0.01),
-        (*PPO, "--lora-rank", 4, "--kl-target", 0.01, "--normalise-scores", "--missing-eos-penalty", 0.1),
-        (*PPO, "--lora-rank", 4, "--value-model", "scorer", "--kl-limit", 0.01),
-    ],
-    ids=["all weights", "lora", "rollouts used twice, evaluated", "ppo", "ppo lora", "ppo lora, a value model"],
-)
-def test_a_run_killed_at_any_instant_resumes_to_the_weights_of_one_that_was_not(align: Align, tmp_path: Path, command):
-    arguments = (*command, "--steps", 20, "--save-every", 1)
-    align(*arguments, "--directory", tmp_path / "whole")
-    killed = tmp_path / "killed"
-    for _ in range(2):
-        again = ("--resume",) if killed.exists() else ()
-        pid = align.start(*arguments, "--directory", killed, *again)
-        deadline = time.monotonic() + 60
-        had = set(killed.glob("checkpoints/checkpoint-*"))
-        while not set(killed.glob("checkpoints/checkpoint-*")) - had and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(random.random() * 0.05)
-        os.kill(pid, signal.SIGKILL)
-        assert align.wait() == -signal.SIGKILL, align.said
-    assert "Finished after 20 steps" in align(*arguments, "--directory", killed, "--resume")
-    same(tmp_path / "whole", killed)
 
 
 def test_what_grpo_saves_is_loaded_by_pipeline_and_peft(align: Align, tmp_path: Path):
