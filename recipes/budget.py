@@ -21,39 +21,32 @@ class Budgeted:
     algorithm: one of `align`, with a `trainer`; its own number of steps is the most that are taken.
     budget: trained tokens.
     evaluate: held-out numbers by name, asked for each time that another part of the budget is used, not at its end.
+    total_steps: the most steps there may be; once the budget is used, those that there were.
     """
 
     def __init__(self, algorithm: Any, budget: int, evaluate: Callable[[], dict[str, float]]) -> None:
         if budget < 1:
             raise ValueError(f"the budget must be at least 1 trained token, got {budget}")
         self.algorithm, self.budget, self.evaluate = algorithm, budget, evaluate
-        self.used = 0
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done."""
-        return self.algorithm.step
-
-    @property
-    def total_steps(self) -> int:
-        """The most steps there may be; once the budget is used, those that there were."""
-        return self.step if self.used >= self.budget else self.algorithm.total_steps
+        self.used, self.step, self.total_steps = 0, algorithm.step, algorithm.total_steps
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Yield the metrics of each step, and of the evaluations within the run."""
-        for metrics in self.algorithm.steps():
-            before = self.used
+        steps = self.algorithm.steps()
+        while self.step < self.total_steps:
+            metrics, before = next(steps), self.used
             self._use(int(metrics["tokens/trained"]))
-            if self.step >= self.total_steps:
-                yield metrics
-                return
             due = self.used * EVALUATIONS // self.budget > before * EVALUATIONS // self.budget
-            yield metrics | ({f"eval/{name}": value for name, value in self.evaluate().items()} if due else {})
+            if due and self.step < self.total_steps:
+                metrics |= {f"eval/{name}": value for name, value in self.evaluate().items()}
+            yield metrics
 
     def _use(self, tokens: int) -> None:
-        self.used += tokens
+        self.used, self.step = self.used + tokens, self.algorithm.step
         if self.used:  # what learned nothing yet tells nothing of the steps to come
             self.algorithm.trainer.total_steps = math.ceil(self.step * self.budget / self.used)
+        if self.used >= self.budget:
+            self.total_steps = self.step
 
     def state(self) -> dict[str, Any]:
         """Return the algorithm's state and what is used."""
@@ -62,7 +55,7 @@ class Budgeted:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from where `state` was taken."""
         self.algorithm.load_state(state["algorithm"])
-        self.used = 0
+        self.used, self.total_steps = 0, self.algorithm.total_steps
         self._use(state["used"])
 
     def examples(self) -> list[dict[str, Any]]:

@@ -50,6 +50,7 @@ class Size:
     walks, samples: what the warmed-up model is asked for DPO, KTO and SFT: with the defaults DPO and KTO use up their
         budget in about one epoch.
     held_out: walks to measure on.
+    steps: the most of a run, in those of its recipe: a bound for what learns from fewer and fewer tokens a step.
     """
 
     budget: int = 120_000
@@ -57,9 +58,10 @@ class Size:
     walks: int = 4000
     samples: int = 8
     held_out: int = 512
+    steps: float = 2.0
 
 
-QUICK = Size(budget=4000, sft_steps=60, walks=150, held_out=64)
+QUICK = Size(budget=4000, sft_steps=40, walks=150, held_out=64, steps=0.4)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Method:
     """A method: its name, what it does in words, the settings of its recipe, and what builds it from them.
 
     rows: the file of answers that it learns from; empty if it samples as it goes.
+    parts: in words, what it is built of that its settings do not say.
     """
 
     name: str
@@ -102,6 +105,7 @@ class Method:
     config: Any
     build: Callable[[Any, Given], Any]
     rows: str = ""
+    parts: str = ""
 
 
 METHODS = {
@@ -137,6 +141,7 @@ METHODS = {
         "samples as it goes, the others of a group for a baseline; KL in the reward, so that every token is trained",
         grpo_walk.GRPO_DEFAULTS,
         rloo,
+        parts=f"leave-one-out advantages, {RLOO_KL_COEF} * KL taken off the reward",
     ),
     "grpo": Method(
         "GRPO",
@@ -205,9 +210,9 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """What the run depends on."""
-        # the recipe's steps are of another budget: twice as many are never reached
-        settings = replace(self.method.config, seed=self.seed, steps=2 * self.method.config.steps)
-        return {"method": self.method.name, "words": self.method.words, "size": asdict(self.size), "settings": settings}
+        steps = int(self.size.steps * self.method.config.steps)
+        settings = replace(self.method.config, seed=self.seed, steps=steps)
+        return {"method": self.method.name, "parts": self.method.parts, "size": asdict(self.size), "settings": settings}
 
     @property
     def shared(self) -> dict[str, Any]:

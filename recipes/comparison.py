@@ -206,8 +206,8 @@ def written(
     items = "".join(f"<tr><td>{escape(name)}</td><td>{escape(what)}</td></tr>" for name, what in told.items())
     body = (
         f'<header>\n<h1>{escape(title)}</h1>\n<p class="status">{escape(rule)}</p>\n</header>\n'
-        f"<section>\n{picture(standings, list(words))}\n</section>\n"
-        f'<section>\n<div class="wide"><table>{table}</table></div>\n</section>\n'
+        f'<section class="gap">\n{picture(standings, list(words))}\n</section>\n'
+        f'<section class="gap">\n<div class="wide"><table>{table}</table></div>\n</section>\n'
         f'<section>\n<h2>The methods</h2>\n<div class="wide"><table><tbody>{items}</tbody></table></div>\n</section>\n'
         f'<section>\n<h2>To reproduce</h2>\n<pre class="command">{escape(command)}</pre>\n</section>\n'
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 from typing import NamedTuple
@@ -56,7 +56,7 @@ def line_chart(
     height: int = HEIGHT,
 ) -> str:
     """Draw curves over a common axis; values that are not finite leave a gap in nothing but themselves."""
-    drawn = [Series(one.kind, _thinned([p for p in one.points if math.isfinite(p.y)])) for one in series]
+    drawn = [replace(one, points=_thinned([p for p in one.points if math.isfinite(p.y)])) for one in series]
     everything = [point for one in drawn for point in one.points]
     if not everything:
         return '<p class="none">no finite value</p>'
