@@ -138,7 +138,7 @@ METHODS = {
     ),
     "rloo": Method(
         "RLOO",
-        "samples as it goes, the others of a group for a baseline; KL in the reward, so that every token is trained",
+        "samples as it goes, the others of a group for a baseline; KL in the reward; groups of one reward as in GRPO",
         grpo_walk.GRPO_DEFAULTS,
         rloo,
         parts=f"leave-one-out advantages, {RLOO_KL_COEF} * KL taken off the reward",
@@ -287,17 +287,19 @@ class Run:
 
 def show(options: Options, size: Size, outcomes: Sequence[Outcome], command: Sequence[str]) -> None:
     """Write the comparison and print its table."""
+    seeds = f"{'Means over seeds' if len(options.seeds) > 1 else 'Seed'} {', '.join(map(str, options.seeds))}"
+    rule = (
+        f"From the same warm-up, until {size.budget:,} tokens are trained: completion tokens whose log-probability the "
+        "gradient went through, both answers of a pair, and a token again each time it is learned from. "
+        f"{seeds}, ranked by accuracy on {size.held_out} held-out walks. Generated tokens and seconds include the "
+        "answers sampled for SFT, DPO and KTO, all that were asked for; seconds leave out the warm-up and the "
+        "evaluations. KL is that of a whole completion to the start."
+    )
     standings = written(
         options.directory,
         outcomes,
         title="Six ways to learn a walk" if len(options.methods) == len(METHODS) else "Ways to learn a walk",
-        rule=(
-            f"From the same warm-up, until {size.budget:,} tokens are trained: completion tokens whose log-probability "
-            "the gradient went through, both answers of a pair, and a token again each time it is learned from. "
-            f"Means over seeds {', '.join(map(str, options.seeds))}, ranked by accuracy on {size.held_out} held-out "
-            "walks. Generated tokens and seconds include the answers sampled for SFT, DPO and KTO, all that were asked "
-            "for; seconds leave out the warm-up and the evaluations. KL is that of a whole completion to the start."
-        ),
+        rule=rule,
         words={method.name: method.words for method in METHODS.values()},
         command=shlex.join(word for word in command if word != "--resume"),
     )

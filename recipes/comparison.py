@@ -119,7 +119,7 @@ def ranked(outcomes: Sequence[Outcome]) -> list[Standing]:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 HEAD = (
-    "method", "accuracy", "lowest to highest", "thinking", "KL, nats", "trained tokens", f"to {GOAL:.0%}",
+    "method", "accuracy", "lowest to highest", "thinking", "KL, nats", "trained tokens", f"tokens to {GOAL:.0%}",
     "generated tokens", "seconds",
 )  # fmt: skip
 
