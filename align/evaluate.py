@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
-from align.batch import Prompts
+from align.batch import Prompts, Rollouts
 from align.rewards import Reward, score_rollouts
 from align.sampler import Sampler
 
@@ -24,7 +25,7 @@ HELD_OUT = -1
 class Evaluation:
     """What a policy does on held-out prompts.
 
-    metrics: named as in training: reward/mean, reward/<name>, completion/length, completion/truncated.
+    metrics: named as in training: reward/mean, reward/<name>, completion/length, completion/truncated, the measures.
     errors: standard error of each mean: how far it may be off because other prompts might have been held out.
     examples: the completions of this process as plain values.
     """
@@ -42,6 +43,7 @@ def evaluate(
     seed: int,
     samples: int = 1,
     on_error: Literal["error", "skip", "zero"] = "error",
+    measures: Mapping[str, Callable[[Rollouts], Tensor]] | None = None,
     accelerator: Accelerator | None = None,
 ) -> Evaluation:
     """Sample completions of every prompt at the sampler's temperature and average their rewards.
@@ -56,6 +58,8 @@ def evaluate(
         seed: keys every random draw.
         samples: completions of each prompt. A mean is over prompts, of each prompt's mean over its completions,
             because completions of one prompt are no independent evidence.
+        measures: what else is averaged, by name: a number a completion, [B] of rollouts, such as
+            `align.surrogates.kl_penalty` with a kl_coef of 1, which gives "kl/completion".
         accelerator: of a run of several processes.
     """
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -71,6 +75,7 @@ def evaluate(
         **{f"reward/{name}": part for name, part in rollouts.parts.items()},
         "completion/length": rollouts.sequences.action_mask.sum(dim=1),
         "completion/truncated": ~rollouts.terminated,
+        **{name: measure(rollouts) for name, measure in (measures or {}).items()},
     }
     completions = torch.stack([column.double() for column in columns.values()])
     values = completions.unflatten(1, (-1, samples)).nanmean(dim=2)  # of each prompt, NaN where none applies

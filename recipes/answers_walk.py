@@ -26,6 +26,7 @@ from recipes.warm_up import warm_up
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from align.runs.run import Algorithm
@@ -47,10 +48,11 @@ class AnswerOptions:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of the warmed-up model, and whether it names the right square."""
+    """An answer of the warmed-up model, how many tokens it took, and whether it names the right square."""
 
     prompt: list[dict[str, str]]
     text: str
+    tokens: int
     right: bool
 
     @property
@@ -68,6 +70,12 @@ class Start:
     reference: Reference
     tokenizer: PreTrainedTokenizerBase
     accelerator: Accelerator
+
+    @classmethod
+    def of(cls, model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Path, accelerator: Accelerator) -> Start:
+        """Take a model as it is now for the start and for the reference."""
+        policy = Policy(model)
+        return cls(rows, policy, reference_of(policy), tokenizer, accelerator)
 
 
 def learn_from_answers(
@@ -98,8 +106,7 @@ def learn_from_answers(
     if not warm.exists() and (code := warm_up(run, warm.parent, command, accelerator, **settings)):
         return code
     model, tokenizer = load_model(warm), load_tokenizer(warm)
-    config = SamplingConfig(max_new_tokens=walk.LONGEST_COMPLETION)
-    sampler = Sampler(model, tokenizer, config, eos_token_ids=eos_token_ids(model, tokenizer))
+    sampler = sampler_of(model, tokenizer)
     held_out, _, practised = walk.splits(seed, options.answers.prompts)
     prompts = tokenize_prompts(read_prompts(walk.tasks(held_out)), tokenizer)
 
@@ -109,8 +116,7 @@ def learn_from_answers(
     accelerator.wait_for_everyone()
     with rows.open() as lines:
         tell(f"Learning from {sum(1 for _ in lines):,} rows of its own judged answers: {rows}", run, accelerator)
-    policy = Policy(model)
-    algorithm = build(Start(rows, policy, reference_of(policy), tokenizer, accelerator))
+    algorithm = build(Start.of(model, tokenizer, rows, accelerator))
 
     def measure(prompts: Prompts = prompts) -> Evaluation:
         return evaluate(sampler, prompts, REWARDS, seed=seed, accelerator=accelerator)
@@ -134,13 +140,19 @@ def learn_from_answers(
     return result.exit_code
 
 
+def sampler_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Sampler:
+    """Return what samples answers to walks."""
+    config = SamplingConfig(max_new_tokens=walk.LONGEST_COMPLETION)
+    return Sampler(model, tokenizer, config, eos_token_ids=eos_token_ids(model, tokenizer))
+
+
 def answers(sampler: Sampler, walks: list[str], samples: int, seed: int) -> list[list[Answer]]:
     """Let the model answer each walk several times, and judge its answers."""
     prompts = tokenize_prompts(read_prompts(walk.tasks(walks)), sampler.tokenizer)
     numbers = range(len(prompts))
     rollouts = sampler.sample(prompts, group_size=samples, seed=seed, step=ANSWERING, numbers=numbers)
     judged = [
-        Answer(told["prompt"], told["completion"], told["reward"] == 1)
+        Answer(told["prompt"], told["completion"], told["tokens"], told["reward"] == 1)
         for told in score_rollouts(rollouts, REWARDS).examples()
     ]
     return [judged[start : start + samples] for start in range(0, len(judged), samples)]

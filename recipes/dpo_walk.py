@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from align.config import DPOConfig, OptimizerConfig
@@ -50,15 +51,17 @@ def pairs_of(answers: list[list[Answer]]) -> list[dict[str, Any]]:
     ]
 
 
+def build(config: DPOConfig, start: Start) -> DPO:
+    """Build DPO on the rows of a run."""
+    pairs = tokenize_pairs(read_pairs(start.rows), start.tokenizer)
+    return DPO(start.policy, pairs, config, start.accelerator, reference=start.reference)
+
+
 def train(options: Options, command: Sequence[str]) -> int:
     """Run the recipe and return its exit code."""
-
-    def build(start: Start) -> DPO:
-        pairs = tokenize_pairs(read_pairs(start.rows), start.tokenizer)
-        return DPO(start.policy, pairs, options.dpo, start.accelerator, reference=start.reference)
-
     plain, seed = replace(options, run=RunOptions()), options.dpo.seed
-    return learn_from_answers("dpo_walk", options, plain, command, seed=seed, rows_of=pairs_of, build=build)
+    rows_of, begin = pairs_of, partial(build, options.dpo)
+    return learn_from_answers("dpo_walk", options, plain, command, seed=seed, rows_of=rows_of, build=begin)
 
 
 main = recipe("python -m recipes.dpo_walk", Options, train)

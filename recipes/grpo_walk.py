@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.batch import Prompts
 from align.config import GRPOConfig, OptimizerConfig, SamplingConfig
@@ -88,8 +88,8 @@ def train(options: Options, command: Sequence[str]) -> int:
     return result.exit_code
 
 
-def build(options: Options, warm: Path, accelerator: Accelerator) -> tuple[GRPO, Prompts]:
-    """Build GRPO on the warmed-up model, and the prompts to measure on."""
+def build(options: Options, warm: Path, accelerator: Accelerator, **parts: Any) -> tuple[GRPO, Prompts]:
+    """Build GRPO on the warmed-up model, or a relative made of other parts, and the prompts to measure on."""
     config = options.grpo
     model, tokenizer = load_model(warm), load_tokenizer(warm)
     held_out, _, practised = walk.splits(config.seed, config.steps * config.prompts_per_step)
@@ -97,7 +97,7 @@ def build(options: Options, warm: Path, accelerator: Accelerator) -> tuple[GRPO,
     sampler = Sampler(model, tokenizer, config.sampling, eos_token_ids=eos_token_ids(model, tokenizer))
     prompts = tokenize_prompts(read_prompts(walk.tasks(practised)), tokenizer)
     rewards = [Reward(right_square), Reward(thinks, weight=0.0)]
-    algorithm = GRPO(policy, sampler, prompts, rewards, config, accelerator)
+    algorithm = GRPO(policy, sampler, prompts, rewards, config, accelerator, **parts)
     return algorithm, tokenize_prompts(read_prompts(walk.tasks(held_out)), tokenizer)
 
 

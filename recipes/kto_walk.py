@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from align.config import KTOConfig, OptimizerConfig
@@ -46,15 +47,17 @@ def feedback_of(answers: list[list[Answer]]) -> list[dict[str, Any]]:
     ]
 
 
+def build(config: KTOConfig, start: Start) -> KTO:
+    """Build KTO on the rows of a run."""
+    feedback = tokenize_feedback(read_feedback(start.rows), start.tokenizer)
+    return KTO(start.policy, feedback, config, start.accelerator, reference=start.reference)
+
+
 def train(options: Options, command: Sequence[str]) -> int:
     """Run the recipe and return its exit code."""
-
-    def build(start: Start) -> KTO:
-        feedback = tokenize_feedback(read_feedback(start.rows), start.tokenizer)
-        return KTO(start.policy, feedback, options.kto, start.accelerator, reference=start.reference)
-
     plain, seed = replace(options, run=RunOptions()), options.kto.seed
-    return learn_from_answers("kto_walk", options, plain, command, seed=seed, rows_of=feedback_of, build=build)
+    rows_of, begin = feedback_of, partial(build, options.kto)
+    return learn_from_answers("kto_walk", options, plain, command, seed=seed, rows_of=rows_of, build=begin)
 
 
 main = recipe("python -m recipes.kto_walk", Options, train)

@@ -1,13 +1,13 @@
 """Draw curves and histograms as inline SVG: text, coloured by the page's style sheet, without any script.
 
-Coordinates are pixels of a box of WIDTH x HEIGHT that the page scales; what is drawn is inside the plot's margins.
+Coordinates are pixels of a box, WIDTH x HEIGHT unless told, that the page scales; what is drawn is inside its margins.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 from typing import NamedTuple
@@ -28,31 +28,45 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. `kind` is its class in the style sheet: "train" (noisy, smoothed) or "eval" (few, each drawn)."""
+    """One curve. `kind` is its class in the style sheet: "train" is noisy and smoothed, and of a "band ..." only the
+    spread is drawn; of any other, such as "eval", the points are few and each is drawn, called by `name` and its x.
+    """
 
     kind: str
     points: list[Point]
+    name: str = "step"
 
 
 class Frame(NamedTuple):
-    """From values to pixels."""
+    """From values to pixels, and the box that they are in."""
 
     x: Callable[[float], float]
     y: Callable[[float], float]
+    width: int = WIDTH
+    height: int = HEIGHT
 
 
-def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, form: str = "g") -> str:
+def line_chart(
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    form: str = "g",
+    width: int = WIDTH,
+    height: int = HEIGHT,
+) -> str:
     """Draw curves over a common axis; values that are not finite leave a gap in nothing but themselves."""
-    drawn = [Series(one.kind, _thinned([p for p in one.points if math.isfinite(p.y)])) for one in series]
+    drawn = [replace(one, points=_thinned([p for p in one.points if math.isfinite(p.y)])) for one in series]
     everything = [point for one in drawn for point in one.points]
     if not everything:
         return '<p class="none">no finite value</p>'
     xs = [point.x for point in everything]
     lows, highs = zip(*((p.y - p.spread, p.y + p.spread) for p in everything), strict=True)
-    y_ticks, x_ticks = ticks(min(lows), max(highs), 4), whole_ticks(min(xs), max(xs), 5)
-    frame = _frame((min(xs), max(xs)), (min(y_ticks[0], min(lows)), max(y_ticks[-1], max(highs))))
-    marks = [_grid(frame, x_ticks, y_ticks, form), _axis_names(x_label, y_label)]
-    return _svg([*marks, *(_curve(one, frame, form) for one in drawn)], y_label)
+    y_ticks, x_ticks = ticks(min(lows), max(highs), max(4, height // 60)), whole_ticks(min(xs), max(xs), 5)
+    y_range = (min(y_ticks[0], min(lows)), max(y_ticks[-1], max(highs)))
+    frame = _frame((min(xs), max(xs)), y_range, width, height)
+    marks = [_grid(frame, x_ticks, y_ticks, form), _axis_names(frame, x_label, y_label)]
+    return _svg(frame, [*marks, *(_curve(one, frame, form) for one in drawn)], y_label)
 
 
 def histogram(first: Sequence[float], last: Sequence[float], *, x_label: str, y_label: str) -> str:
@@ -63,11 +77,11 @@ def histogram(first: Sequence[float], last: Sequence[float], *, x_label: str, y_
     frame = _frame((0, len(bins)), (0, y_ticks[-1]))
     every = math.ceil(len(names) / 7)
     labels = {index + 0.5: name for index, name in enumerate(names) if index % every == 0}
-    marks = [_grid(frame, [], y_ticks, ".0%"), _axis_names(x_label, y_label)]
+    marks = [_grid(frame, [], y_ticks, ".0%"), _axis_names(frame, x_label, y_label)]
     marks += [_text(frame.x(x), HEIGHT - BOTTOM + 15, name, "tick", "middle") for x, name in labels.items()]
     for place, (kind, row) in enumerate(zip(("first", "last"), shares, strict=True)):
         marks += [_bar(frame, index + 0.1 + 0.4 * place, share, kind, names[index]) for index, share in enumerate(row)]
-    return _svg(marks, x_label)
+    return _svg(frame, marks, x_label)
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
@@ -99,11 +113,13 @@ def whole_ticks(low: float, high: float, about: int) -> list[float]:
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _frame(x_range: tuple[float, float], y_range: tuple[float, float]) -> Frame:
+def _frame(
+    x_range: tuple[float, float], y_range: tuple[float, float], width: int = WIDTH, height: int = HEIGHT
+) -> Frame:
     (x0, x1), (y0, y1) = x_range, y_range
-    x_scale = (WIDTH - LEFT - RIGHT) / ((x1 - x0) or 1.0)
-    y_scale = (HEIGHT - TOP - BOTTOM) / ((y1 - y0) or 1.0)
-    return Frame(lambda x: LEFT + (x - x0) * x_scale, lambda y: HEIGHT - BOTTOM - (y - y0) * y_scale)
+    x_scale = (width - LEFT - RIGHT) / ((x1 - x0) or 1.0)
+    y_scale = (height - TOP - BOTTOM) / ((y1 - y0) or 1.0)
+    return Frame(lambda x: LEFT + (x - x0) * x_scale, lambda y: height - BOTTOM - (y - y0) * y_scale, width, height)
 
 
 def _thinned(points: list[Point]) -> list[Point]:
@@ -121,14 +137,16 @@ def _smoothed(points: list[Point]) -> list[Point]:
 
 def _curve(series: Series, frame: Frame, form: str) -> str:
     points = series.points
-    if series.kind == "eval":
+    if series.kind.startswith("band"):
+        return _band(points, frame, series.kind)
+    if series.kind != "train":
         dots = [
-            f'<circle class="eval" cx="{frame.x(p.x):.1f}" cy="{frame.y(p.y):.1f}" r="2.6">'
-            f"<title>step {p.x:g}: {format(p.y, form)}</title></circle>"
+            f'<circle class="{series.kind}" cx="{frame.x(p.x):.1f}" cy="{frame.y(p.y):.1f}" r="2.6">'
+            f"<title>{escape(series.name)} {p.x:,.12g}: {format(p.y, form)}</title></circle>"
             for p in points
         ]
-        return _path(points, frame, "eval") + "".join(dots)
-    parts = [_band(points, frame)] if any(p.spread for p in points) else []
+        return _path(points, frame, series.kind) + "".join(dots)
+    parts = [_band(_smoothed_spread(points), frame, "band")] if any(p.spread for p in points) else []
     # With few points the curve is its own mean.
     parts += [_path(points, frame, "raw"), _path(_smoothed(points), frame, "train")]
     if len(points) == 1:
@@ -141,11 +159,11 @@ def _path(points: Sequence[Point], frame: Frame, kind: str) -> str:
     return f'<polyline class="{kind}" points="{line}"/>'
 
 
-def _band(points: list[Point], frame: Frame) -> str:
-    above = [Point(p.x, p.y + p.spread) for p in _smoothed_spread(points)]
-    below = [Point(p.x, p.y - p.spread) for p in reversed(_smoothed_spread(points))]
+def _band(points: list[Point], frame: Frame, kind: str) -> str:
+    above = [Point(p.x, p.y + p.spread) for p in points]
+    below = [Point(p.x, p.y - p.spread) for p in reversed(points)]
     edge = " ".join(f"{frame.x(p.x):.1f},{frame.y(p.y):.1f}" for p in [*above, *below])
-    return f'<polygon class="band" points="{edge}"/>'
+    return f'<polygon class="{kind}" points="{edge}"/>'
 
 
 def _smoothed_spread(points: list[Point]) -> list[Point]:
@@ -154,18 +172,18 @@ def _smoothed_spread(points: list[Point]) -> list[Point]:
 
 
 def _grid(frame: Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], form: str) -> str:
+    right, floor = frame.width - RIGHT, frame.height - BOTTOM
     lines = [
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{frame.y(y):.1f}" y2="{frame.y(y):.1f}"/>'
+        f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{frame.y(y):.1f}" y2="{frame.y(y):.1f}"/>'
         + _text(LEFT - 6, frame.y(y) + 4, _tick_text(y, form), "tick", "end")
         for y in y_ticks
     ]
-    floor = HEIGHT - BOTTOM
     lines += [
         f'<line class="axis" x1="{frame.x(x):.1f}" x2="{frame.x(x):.1f}" y1="{floor}" y2="{floor + 4}"/>'
         + _text(frame.x(x), floor + 16, f"{x:,.0f}", "tick", "middle")
         for x in x_ticks
     ]
-    lines.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>')
+    lines.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{floor}" y2="{floor}"/>')
     return "".join(lines)
 
 
@@ -177,8 +195,9 @@ def _tick_text(value: float, form: str) -> str:
     return f"{value:,.6g}"
 
 
-def _axis_names(x_label: str, y_label: str) -> str:
-    return _text(WIDTH - RIGHT, HEIGHT - 6, x_label, "name", "end") + _text(2, 12, y_label, "name", "start")
+def _axis_names(frame: Frame, x_label: str, y_label: str) -> str:
+    right = _text(frame.width - RIGHT, frame.height - 6, x_label, "name", "end")
+    return right + _text(2, 12, y_label, "name", "start")
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str) -> str:
@@ -193,8 +212,8 @@ def _bar(frame: Frame, x: float, share: float, kind: str, name: str) -> str:
     )
 
 
-def _svg(marks: Sequence[str], name: str) -> str:
-    head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name, quote=True)}">'
+def _svg(frame: Frame, marks: Sequence[str], name: str) -> str:
+    head = f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(name, quote=True)}">'
     return f"{head}{''.join(marks)}</svg>"
 
 

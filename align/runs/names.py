@@ -19,6 +19,7 @@ LABELS: dict[str, Label] = {
     "reward/std": Label("spread of reward", "standard deviation"),
     "policy/entropy": Label("entropy", "nats per token"),
     "kl/reference": Label("KL to the reference", "nats per token"),
+    "kl/completion": Label("KL of a completion to the reference", "nats"),
     "completion/length": Label("completion length", "tokens, mean", ".1f"),
     "completion/truncated": Label("completions cut", "share at max_new_tokens", ".0%"),
     "group/silent": Label("groups without signal", "share", ".0%"),

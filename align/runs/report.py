@@ -51,17 +51,24 @@ def write_report(directory: str | Path) -> Path:
         _section("Environment", _table(_flat({k: v for k, v in run.environment.items() if k != "command"}))),
         _section("To reproduce", _command(run.environment)),
     ]
+    footer = (
+        "Made from the files of the run's directory alone. "
+        "Curves: faint, every step; strong, the mean over a tenth of the run."
+    )
+    run.write_report(page(name, "".join(sections), footer))
+    return run.report
+
+
+def page(title: str, body: str, footer: str) -> str:
+    """Return a page in the style of the reports, whole in itself; what is given is HTML already."""
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    page = (
+    return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{''.join(sections)}"
-        "<footer>Made from the files of the run's directory alone. "
-        "Curves: faint, every step; strong, the mean over a tenth of the run.</footer>\n</body>\n</html>\n"
+        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}"
+        f"<footer>{footer}</footer>\n</body>\n</html>\n"
     )
-    run.write_report(page)
-    return run.report
 
 
 # --- sections --------------------------------------------------------------------------------------------------------
@@ -73,7 +80,7 @@ def _section(title: str, body: str) -> str:
 
 def _head(name: str, history: Sequence[Mapping[str, float]], events: Lines) -> str:
     steps = int(max((line["step"] for line in history), default=0))
-    total = next((event["total_steps"] for event in events if "total_steps" in event), None)
+    total = next((event["total_steps"] for event in reversed(events) if "total_steps" in event), None)
     tiles = [("steps", f"{steps:,}" + (f" <small>of {int(total):,}</small>" if total else ""))]
     for metric in in_order({name for line in history for name in line}):
         if metric.startswith("eval/") or metric in ("reward/mean", "sft/accuracy"):

@@ -287,7 +287,7 @@ def _close(journal: Journal, result: RunResult, command: str | None) -> None:
     """Write how a run ended, and its report."""
     say = journal.display.say
     if result.stopped_by is None:
-        journal.event("end", result.step, f"finished after {result.step} steps")
+        journal.event("end", result.step, f"finished after {result.step} steps", total_steps=result.step)
         say(f"Finished after {result.step} steps. Report: {write_report(journal.directory.path)}", always=True)
         return
     again = f"{command} --resume" if command and "--resume" not in command else command or "run(..., resume=True)"

@@ -10,7 +10,9 @@ from torch.testing import assert_close
 
 from align.evaluate import evaluate
 from align.metrics import described
+from align.models import reference_of
 from align.rewards import Reward, RewardError, check_rewards
+from align.surrogates import kl_penalty
 from tests.small_runs import small_grpo, small_sft
 
 
@@ -54,6 +56,25 @@ def test_an_evaluation_averages_each_reward_over_what_it_applies_to():
     assert result.metrics["reward/characters"] == pytest.approx(sum(lengths) / len(lengths))
     assert result.metrics["reward/sometimes"] == 1.0
     assert result.metrics["reward/mean"] == pytest.approx((sum(lengths) + 2.0 * 3) / 6)
+
+
+def test_a_measure_of_rollouts_is_averaged_beside_the_rewards():
+    algorithm = small_grpo()
+
+    def twice_its_length(rollouts):
+        return 2 * rollouts.sequences.action_mask.sum(dim=1)
+
+    away = kl_penalty(reference_of(algorithm.trainer.unwrapped), algorithm.accelerator, kl_coef=1.0)
+    measures = {"completion/twice": twice_its_length, "kl/completion": away}
+
+    def measured():
+        return evaluate(algorithm.sampler, algorithm.prompts, [Reward(characters)], seed=0, measures=measures)
+
+    before = measured()
+    run(algorithm, 3)
+    assert before.metrics["completion/twice"] == pytest.approx(2 * before.metrics["completion/length"])
+    assert before.metrics["kl/completion"] == pytest.approx(0, abs=1e-5) and before.errors["completion/twice"] > 0
+    assert abs(measured().metrics["kl/completion"]) > 1e-4
 
 
 def test_an_evaluation_leaves_the_run_as_it_was():

@@ -180,6 +180,15 @@ def test_a_curve_goes_where_its_values_are() -> None:
     assert [dot[0].text for dot in root.iter("circle")] == ["step 0: 0", "step 10: 1"]
 
 
+def test_a_band_is_drawn_as_it_is_and_a_chart_may_be_larger() -> None:
+    series = [Series("band a", [Point(0, 5, 5), Point(1, 5, 0)]), Series("a", [Point(0, 5), Point(1, 5)], name="a at")]
+    root = ElementTree.fromstring(line_chart(series, x_label="x", y_label="y", width=600, height=300))
+    assert root.get("viewBox") == "0 0 600 300"
+    (band,), dots = list(root.iter("polygon")), list(root.iter("circle"))
+    assert band.get("class") == "band a" and band.get("points") == "54.0,24.0 588.0,142.0 588.0,142.0 54.0,260.0"
+    assert [dot[0].text for dot in dots] == ["a at 0: 5", "a at 1: 5"]
+
+
 @pytest.mark.parametrize(
     ("low", "high"), [(0, 1), (-3, 7), (0.001, 0.0012), (5, 5), (0, 0), (-1e-9, 1e12), (1e15, 1e15 + 8)]
 )
