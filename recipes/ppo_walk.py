@@ -1,12 +1,12 @@
 """PPO teaches a tiny model to think: the walk task with the true reward, from the start that GRPO has.
 
     python -m recipes.ppo_walk --seed 1
-    python -m recipes.ppo_walk --seed 1 --reward-model runs/reward_walk-.../final
+    python -m recipes.ppo_walk --seed 1 --reward-model runs/reward_walk-.../final --kl-coef 0.2
 
 As in `recipes/grpo_walk.py` the right square earns 1 and everything else 0. Here a value head on the model's own trunk
 is the baseline, and the reward pays for every nat that the policy moves away from where it began. With a reward model
-its score is what earns; right squares earn nothing then, and are counted beside it, so that a policy shows that pleases
-the reward model otherwise than by being right.
+its score is what earns; right squares earn nothing then and are counted beside it, so that reward hacking shows: a score
+that rises while right squares become fewer. At the default --kl-coef, which suits the true reward, it does.
 """
 
 from __future__ import annotations

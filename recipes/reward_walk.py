@@ -1,7 +1,7 @@
 """A reward model of the walk task, learned from the warmed-up policy's own answers, and measured by style too.
 
     python -m recipes.reward_walk --seed 1
-    python -m recipes.ppo_walk --seed 1 --reward-model runs/reward_walk-.../final
+    python -m recipes.ppo_walk --seed 1 --reward-model runs/reward_walk-.../final --kl-coef 0.2
 
 The judge of a pair knows the right square and nothing else. Most answers that think are right, most guesses wrong, so
 a model that only looks at the style would be right in most pairs: beside the accuracy on all held-out pairs stands that
@@ -179,7 +179,8 @@ def show(margins: Tensor, pairings: Sequence[str], model: Path, seed: int) -> No
     console = Console(highlight=False)
     console.print(table)
     console.print(f"Reward model: {model}", soft_wrap=True)
-    console.print(f"Go on with: python -m recipes.ppo_walk --seed {seed} --reward-model {model}", soft_wrap=True)
+    go_on = f"python -m recipes.ppo_walk --seed {seed} --reward-model {model} --kl-coef 0.2"
+    console.print(f"Go on with: {go_on}", soft_wrap=True)
 
 
 def words(name: str) -> str:

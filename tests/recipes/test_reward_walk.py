@@ -42,7 +42,8 @@ def rows(path: Path) -> list[dict]:
 
 
 def pairing_of(row: dict) -> str:
-    return PAIRINGS[tuple("</think>" in row[side][0]["content"] for side in ("chosen", "rejected"))]
+    right, wrong = ("</think>" in row[side][0]["content"] for side in ("chosen", "rejected"))
+    return PAIRINGS[right, wrong]
 
 
 def test_each_right_answer_is_preferred_to_each_wrong_one_of_its_walk_and_repetitions_count_once():
