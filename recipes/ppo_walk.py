@@ -5,7 +5,7 @@
 
 As in `recipes/grpo_walk.py` the right square earns 1 and everything else 0. Here a value head on the model's own trunk
 is the baseline, and the reward pays for every nat that the policy moves away from where it began. With a reward model
-its score is what earns; right squares earn nothing then and are counted beside it, so that reward hacking shows: a score
+its score is what earns; right squares earn nothing then and are counted beside it, to show reward hacking: a score
 that rises while right squares become fewer. At the default --kl-coef, which suits the true reward, it does.
 """
 
