@@ -1,9 +1,12 @@
 """PPO teaches a tiny model to think: the walk task with the true reward, from the start that GRPO has.
 
     python -m recipes.ppo_walk --seed 1
+    python -m recipes.ppo_walk --seed 1 --reward-model runs/reward_walk-.../final --kl-coef 0.2
 
 As in `recipes/grpo_walk.py` the right square earns 1 and everything else 0. Here a value head on the model's own trunk
-is the baseline, and the reward pays for every nat that the policy moves away from where it began.
+is the baseline, and the reward pays for every nat that the policy moves away from where it began. With a reward model
+its score is what earns; right squares earn nothing then and are counted beside it, to show reward hacking: a score
+that rises while right squares become fewer. At the default --kl-coef, which suits the true reward, it does.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from align.data import eos_token_ids, read_prompts, tokenize_prompts
 from align.evaluate import Evaluation, evaluate
 from align.models import load_model, load_tokenizer, reference_of, save_value_head
 from align.ppo import PPO
+from align.reward_names import MODEL, resolve
 from align.rewards import Reward
 from align.sampler import Sampler
 from recipes import walk
@@ -48,6 +52,8 @@ class Options:
 
     sft_steps: int = 250
     """Supervised steps on the demonstrations."""
+    reward_model: Path | None = None
+    """Folder of a reward model, such as recipes.reward_walk saves; its score is the reward then."""
     ppo: PPOConfig = field(default_factory=lambda: PPO_DEFAULTS)
     run: RunOptions = field(default_factory=lambda: RunOptions(evaluate_every=50))
 
@@ -58,16 +64,13 @@ def train(options: Options, command: Sequence[str]) -> int:
     config = replace(options, run=RunOptions())
     directory = claim_directory(options.run, "ppo_walk", config, accelerator)
     warm = directory / "warm-up" / "final"
-    warm_config = replace(options, ppo=PPO_DEFAULTS, run=RunOptions())
+    warm_config = replace(options, reward_model=None, ppo=PPO_DEFAULTS, run=RunOptions())
     settings = {"config": warm_config, "steps": options.sft_steps, "seed": options.ppo.seed}
     if not warm.exists() and (code := warm_up(options.run, warm.parent, command, accelerator, **settings)):
         return code
     algorithm, held_out = build(options, warm, accelerator)
-    tell(
-        "PPO: the right square earns 1, everything else 0; every nat away from the start costs.",
-        options.run,
-        accelerator,
-    )
+    earns = "the right square earns 1, everything else 0" if options.reward_model is None else "the learned score earns"
+    tell(f"PPO: {earns}; every nat away from the start costs.", options.run, accelerator)
 
     def measure(prompts: Prompts = held_out) -> Evaluation:
         return evaluate(algorithm.sampler, prompts, algorithm.rewards, seed=options.ppo.seed, accelerator=accelerator)
@@ -104,7 +107,8 @@ def build(
     policy = ActorCritic(model, temperature=config.sampling.temperature, value_model=value_model)
     sampler = Sampler(model, tokenizer, config.sampling, eos_token_ids=eos_token_ids(model, tokenizer))
     prompts = tokenize_prompts(read_prompts(walk.tasks(practised)), tokenizer)
-    rewards = [Reward(walk.right_square), Reward(walk.thinks, weight=0.0)]
+    learned = [] if options.reward_model is None else [resolve(f"{MODEL}{options.reward_model}")]
+    rewards = [*learned, Reward(walk.right_square, weight=0.0 if learned else 1.0), Reward(walk.thinks, weight=0.0)]
     reference = reference_of(policy) if config.token_rewards.kl_coef else None
     algorithm = PPO(policy, sampler, prompts, rewards, config, accelerator, reference=reference)
     return algorithm, tokenize_prompts(read_prompts(walk.tasks(held_out)), tokenizer)
