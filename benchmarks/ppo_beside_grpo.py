@@ -7,7 +7,8 @@ All start from one warm-up and sample 128 completions a rollout, at the settings
 of each, in one process. GRPO takes one update of a rollout and PPO four; PPO asks its reference and its critic too. It
 is measured a second time with a value model of the policy's size. Tokens generated are those sampled, tokens trained
 those that gradients went through, so one that two epochs go through counts twice. GRPO leaves out rows without an
-advantage, so its trained tokens become fewer along a run. No peer is here: TRL 1.16 has no PPO.
+advantage, so its trained tokens become fewer along a run. Seconds are those of the one thread on its core, whatever
+else the machine does. No peer is here: TRL 1.16 has no PPO.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def algorithms(warm: Path) -> dict[str, Any]:
 
 def turn(steps: Iterator[dict[str, float]], rollouts: int, updates: int) -> dict[str, float]:
     """Take some rollouts with all their updates; return tokens generated and trained, and seconds, a rollout."""
-    started, lines = time.perf_counter(), [next(steps) for _ in range(rollouts * updates)]
-    seconds = time.perf_counter() - started
+    started, lines = time.process_time(), [next(steps) for _ in range(rollouts * updates)]
+    seconds = time.process_time() - started
     total = {name: sum(line.get(f"tokens/{name}", 0.0) for line in lines) for name in ("generated", "trained")}
     return {name: tokens / seconds for name, tokens in total.items()} | {"seconds": seconds / rollouts}
 

@@ -117,8 +117,8 @@ def make_reward_model(options: ModelOptions, *, seed: int) -> Any:
 
 def make_value_model(
     place: str, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool
-) -> tuple[RewardModel, PreTrainedTokenizerBase]:
-    """Load a reward model to be the critic of a policy, with its own tokenizer, which must give the same ids.
+) -> RewardModel:
+    """Load a reward model to be the critic of a policy, whose tokens it must read by the same ids.
 
     Raises:
         ValueError: if it reads other tokens than the policy writes.
@@ -142,7 +142,7 @@ def make_value_model(
             f"--value-model {place}: reads other tokens than the policy writes: {why}. Take a reward model that was "
             "trained on the policy's own family, with `align reward`, or leave --value-model out"
         )
-    return RewardModel(model), own
+    return RewardModel(model)
 
 
 def with_adapters(model: nn.Module, options: ModelOptions, *, seed: int) -> nn.Module:

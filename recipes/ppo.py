@@ -47,8 +47,9 @@ def build(
     inputs.check_fit(model, ids, room)
     value_model = None
     if options.critic.value_model is not None:
-        remote = options.model.trust_remote_code
-        value_model, _ = inputs.make_value_model(options.critic.value_model, model, tokenizer, trust_remote_code=remote)
+        value_model = inputs.make_value_model(
+            options.critic.value_model, model, tokenizer, trust_remote_code=options.model.trust_remote_code
+        )
         inputs.check_fit(value_model.model, ids, room)
     policy = ActorCritic(model, temperature=config.sampling.temperature, value_model=value_model)
     if value_model is None:
