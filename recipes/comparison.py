@@ -136,7 +136,7 @@ def rows(standings: Sequence[Standing]) -> list[tuple[str, ...]]:
             f"{one.mean('thinking'):.0%}",
             f"{one.mean('kl'):.2f}",
             f"{one.mean('trained'):,.0f}",
-            "never" if one.to_goal is None else f"{one.to_goal:,.0f}",
+            "not all" if one.to_goal is None else f"{one.to_goal:,.0f}",
             f"{one.mean('generated'):,.0f}",
             f"{one.mean('seconds'):.0f}",
         )

@@ -121,7 +121,7 @@ def test_the_table_has_a_line_a_method_with_its_numbers():
     table = ranked([outcome("A", 0, 0.96, seconds=5.0), outcome("A", 1, 0.98), outcome("B", 0, 0.5)])
     assert rows(table) == [
         ("A", "97.0%", "96.0 to 98.0%", "75%", "1.25", "1,000", "795", "2,000", "4"),  # (812.5 + 777.8) / 2
-        ("B", "50.0%", "50.0 to 50.0%", "75%", "1.25", "1,000", "never", "2,000", "3"),
+        ("B", "50.0%", "50.0 to 50.0%", "75%", "1.25", "1,000", "not all", "2,000", "3"),
     ]
     assert markdown(table).splitlines()[2].startswith("| A | 97.0% | 96.0 to 98.0% |")
 
