@@ -293,7 +293,7 @@ def show(options: Options, size: Size, outcomes: Sequence[Outcome], command: Seq
         "gradient went through, both answers of a pair, and a token again each time it is learned from. "
         f"{seeds}, ranked by accuracy on {size.held_out} held-out walks. Generated tokens and seconds include the "
         "answers sampled for SFT, DPO and KTO, all that were asked for; seconds leave out the warm-up and the "
-        "evaluations. KL is that of a whole completion to the start."
+        "evaluations."
     )
     standings = written(
         options.directory,
@@ -303,7 +303,7 @@ def show(options: Options, size: Size, outcomes: Sequence[Outcome], command: Seq
         words={method.name: method.words for method in METHODS.values()},
         command=shlex.join(word for word in command if word != "--resume"),
     )
-    table = Table()
+    table = Table(box=None, padding=(0, 1, 0, 0))
     for place, title in enumerate(HEAD):
         table.add_column(title, justify="right" if place else "left")
     for row in rows(standings):

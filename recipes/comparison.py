@@ -118,10 +118,12 @@ def ranked(outcomes: Sequence[Outcome]) -> list[Standing]:
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
-HEAD = (
-    "method", "accuracy", "lowest to highest", "thinking", "KL, nats", "trained tokens", f"tokens to {GOAL:.0%}",
-    "generated tokens", "seconds",
-)  # fmt: skip
+HEAD = ("method", "accuracy", "range", "thinking", "KL", "trained", f"to {GOAL:.0%}", "generated", "seconds")
+"""Short, so that a table fits into a terminal of 80 columns; NOTE says what they are."""
+NOTE = (
+    "Range: accuracy of the worst and of the best seed. Thinking: share of held-out answers that think. KL: of a whole "
+    f"answer to the start, nats. To {GOAL:.0%}: trained tokens until that accuracy, where every seed reached it."
+)
 
 
 def rows(standings: Sequence[Standing]) -> list[tuple[str, ...]]:
@@ -130,11 +132,11 @@ def rows(standings: Sequence[Standing]) -> list[tuple[str, ...]]:
         (
             one.method,
             f"{one.mean('accuracy'):.1%}",
-            f"{min(one.accuracies):.1%} to {max(one.accuracies):.1%}",
+            f"{100 * min(one.accuracies):.1f} to {max(one.accuracies):.1%}",
             f"{one.mean('thinking'):.0%}",
             f"{one.mean('kl'):.2f}",
             f"{one.mean('trained'):,.0f}",
-            "not reached" if one.to_goal is None else f"{one.to_goal:,.0f}",
+            "not all" if one.to_goal is None else f"{one.to_goal:,.0f}",
             f"{one.mean('generated'):,.0f}",
             f"{one.mean('seconds'):.0f}",
         )
@@ -196,7 +198,7 @@ def written(
     standings = ranked(outcomes)
     told = {one.method: words[one.method] for one in standings}
     listed = "".join(f"* **{name}**: {what}\n" for name, what in told.items())
-    text = f"# {title}\n\n{markdown(standings)}\n{rule}\n\n{listed}\n    {command}\n"
+    text = f"# {title}\n\n{markdown(standings)}\n{rule} {NOTE}\n\n{listed}\n    {command}\n"
     (directory / "comparison.md").write_text(text, encoding="utf-8")
     head, *cells = [
         "".join(f'<{tag} class="{"n" if place else ""}">{escape(cell)}</{tag}>' for place, cell in enumerate(row))
@@ -207,7 +209,8 @@ def written(
     body = (
         f'<header>\n<h1>{escape(title)}</h1>\n<p class="status">{escape(rule)}</p>\n</header>\n'
         f'<section class="gap">\n{picture(standings, list(words))}\n</section>\n'
-        f'<section class="gap">\n<div class="wide"><table>{table}</table></div>\n</section>\n'
+        f'<section class="gap">\n<div class="wide"><table>{table}</table></div>\n'
+        f'<p class="soft">{escape(NOTE)}</p>\n</section>\n'
         f'<section>\n<h2>The methods</h2>\n<div class="wide"><table><tbody>{items}</tbody></table></div>\n</section>\n'
         f'<section>\n<h2>To reproduce</h2>\n<pre class="command">{escape(command)}</pre>\n</section>\n'
     )
