@@ -7,4 +7,5 @@ METRICS: dict[str, str] = {
     "env/steps": "actions taken in the environment since the run began; steps from a learned model do not count",
     "exploration/rate": "how much the behaviour explores now: epsilon, the temperature, or the width of its bound",
     "learning/alpha": "step size of the last episode: the share of the way from an entry to its target",
+    "eval/greedy_value": "discounted value of the greedy policy from the start, computed on the table, not sampled",
 }

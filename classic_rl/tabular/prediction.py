@@ -256,8 +256,26 @@ def lambda_returns(episodes: Episodes, values: Floats, *, gamma: float, lam: flo
     return returns
 
 
+def offline_lambda_return(values: Floats, episodes: Episodes, *, alpha: ArrayLike, gamma: float, lam: float) -> Floats:
+    """Learn at the end of an episode, state by state in the order of time, from lambda returns of the values before.
+
+        V(s_t) += alpha * (G_t - V(s_t))
+
+    Source: Sutton & Barto 2018, section 12.1, the offline lambda-return algorithm. Args and Returns are those of
+    `td_lambda`.
+    """
+    _check_rows(values, episodes)
+    returns, rows = lambda_returns(episodes, values, gamma=gamma, lam=lam), np.arange(len(episodes.rewards))
+    values = np.array(values, dtype=np.float64)
+    for t in range(episodes.rewards.shape[1]):
+        now = episodes.states[:, t]
+        change = np.asarray(alpha) * (returns[..., t] - values[..., rows, now])
+        values[..., rows, now] += np.where(t < episodes.lengths, change, 0.0)
+    return values
+
+
 def forward_view(values: Floats, episodes: Episodes, *, alpha: ArrayLike, gamma: float, lam: float) -> Floats:
-    """Move each visited state towards its lambda return, all from the values before: the offline algorithm.
+    """Sum what the lambda returns of an episode would change, all from the values before.
 
         V(s) += alpha * sum_{t: s_t = s} (G_t - V(s))
 

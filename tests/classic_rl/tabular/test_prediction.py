@@ -87,6 +87,19 @@ def test_the_backward_view_is_the_forward_view_where_values_stay_as_they_were(se
     assert_allclose(learn.backward_view(values, episodes, **settings), forward, atol=1e-9)
 
 
+@given(seed=seeds, gamma=rates, lam=rates)
+def test_the_offline_lambda_return_algorithm_moves_states_in_the_order_of_time(seed, gamma, lam):
+    episodes = some_episodes(seed)
+    before = np.random.default_rng(seed).normal(size=(5, 4))
+    returns_of = learn.lambda_returns(episodes, before, gamma=gamma, lam=lam)
+    plain = before.copy()
+    for row, (states, rewards, _) in enumerate(rows_of(episodes)):
+        for t in range(len(rewards)):
+            plain[row, states[t]] += 0.3 * (returns_of[row, t] - plain[row, states[t]])
+    after = learn.offline_lambda_return(before, episodes, alpha=0.3, gamma=gamma, lam=lam)
+    assert_allclose(after, plain, atol=1e-12)
+
+
 @given(seed=seeds, gamma=rates)
 def test_lambda_0_and_n_1_are_td0_and_n_past_the_end_is_monte_carlo(seed, gamma):
     episodes = some_episodes(seed)
@@ -158,7 +171,7 @@ def test_monte_carlo_finds_the_values_of_a_policy(estimate):
         lambda v, e, a: learn.td0(v, e, alpha=a, gamma=1.0),
         lambda v, e, a: learn.n_step_td(v, e, alpha=a, gamma=1.0, n=4),
         lambda v, e, a: learn.td_lambda(v, e, alpha=a, gamma=1.0, lam=0.8),
-        lambda v, e, a: learn.forward_view(v, e, alpha=a, gamma=1.0, lam=0.8),
+        lambda v, e, a: learn.offline_lambda_return(v, e, alpha=a, gamma=1.0, lam=0.8),
     ],
 )
 def test_the_mean_of_many_runs_learns_the_random_walk(rule):
