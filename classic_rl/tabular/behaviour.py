@@ -73,12 +73,9 @@ class EpsilonGreedy:
         draws, epsilon = self._draws, self.rate
         draw = draws.pop() if draws else self.uniforms.next()
         if draw < epsilon:
-            return _pick(draw / epsilon, len(values))
+            return explore(draw, epsilon, len(values))
         best = max(values)
-        if values.count(best) == 1:
-            return values.index(best)
-        ties = _ties(values, best)
-        return ties[_pick((draw - epsilon) / (1 - epsilon), len(ties))]
+        return values.index(best) if values.count(best) == 1 else break_tie(draw, epsilon, values, best)
 
     def probabilities(self, values: list[float], state: int) -> list[float]:
         """Return the probability of each action."""
@@ -193,6 +190,17 @@ class UCB:
         """Go back to a state that `state` returned."""
         self.uniforms.load_state(state)
         self.counts = {key: list(counts) for key, counts in state["counts"].items()}
+
+
+def explore(draw: float, epsilon: float, n_actions: int) -> int:
+    """Turn a draw below epsilon into an action: what is left of it is uniform again."""
+    return _pick(draw / epsilon, n_actions)
+
+
+def break_tie(draw: float, epsilon: float, values: list[float], best: float) -> int:
+    """Turn a draw from epsilon on into one of several best actions."""
+    ties = _ties(values, best)
+    return ties[_pick((draw - epsilon) / (1 - epsilon), len(ties))]
 
 
 def _ties(values: list[float], best: float) -> list[int]:

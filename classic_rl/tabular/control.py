@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from classic_rl.schedules import Schedule, constant
-from classic_rl.tabular.behaviour import Behaviour
-from classic_rl.tabular.stepping import Stepper
+from classic_rl.tabular.behaviour import Behaviour, EpsilonGreedy
+from classic_rl.tabular.stepping import Stepper, TableStepper
 from classic_rl.tabular.updates import double_q_target, expected_sarsa_target, q_learning_target, sarsa_target
+from classic_rl.tabular.written_out import off_policy_episode, on_policy_episode
 
 
 class Control:
@@ -67,6 +68,8 @@ class Control:
 
     def episode(self) -> tuple[float, int]:
         """Act and learn for one episode; return the sum of its rewards, not discounted, and its length."""
+        if type(self.env) is TableStepper and type(self.behaviour) is EpsilonGreedy:
+            return off_policy_episode(self.env, self.behaviour, self.q, self.learn)
         q, choose, step, learn = self.q, self.behaviour.choose, self.env.step, self.learn
         state, total, length, ended = self.env.reset(), 0.0, 0, False
         while not ended:
@@ -234,6 +237,8 @@ class OnPolicy(Control):
 
     def episode(self) -> tuple[float, int]:
         """Act and learn for one episode; return the sum of its rewards, not discounted, and its length."""
+        if type(self.env) is TableStepper and type(self.behaviour) is EpsilonGreedy:
+            return on_policy_episode(self.env, self.behaviour, self.q, self.learn_pair)
         q, choose, step, learn = self.q, self.behaviour.choose, self.env.step, self.learn_pair
         state, total, length, ended = self.env.reset(), 0.0, 0, False
         action = choose(q[state], state)

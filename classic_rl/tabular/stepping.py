@@ -87,6 +87,12 @@ class TableStepper:
         rng: draws first and next states; `np.random.default_rng(seed)` draws as `env.reset(seed=seed)` does.
         max_episode_steps: steps after which an episode is truncated; None for no limit.
 
+    Attributes:
+        table: cumulative probabilities of an action's outcomes, empty where there is one, and (next state, reward,
+            terminated) of each. [S][A]
+        limit: steps after which an episode is truncated.
+        uniforms: the numbers by which it goes, one a step.
+
     Raises:
         ValueError: if the limit is below 1.
     """
@@ -104,33 +110,33 @@ class TableStepper:
         self.n_states, self.n_actions = len(outcomes), len(outcomes[0])
         self.limit = max_episode_steps or 2**62
         self._start = np.cumsum(np.asarray(start, dtype=np.float64)).tolist()
-        self._table = [[_drawable(action) for action in actions] for actions in outcomes]
-        self._uniforms = Uniforms(rng)
-        self._draws = self._uniforms.block
+        self.table = [[_drawable(action) for action in actions] for actions in outcomes]
+        self.uniforms = Uniforms(rng)
+        self._draws = self.uniforms.block
         self._state = self._elapsed = 0
 
     def reset(self) -> int:
         """Begin an episode and return its first state."""
-        self._state, self._elapsed = _index(self._start, self._uniforms.next()), 0
+        self._state, self._elapsed = index_of(self._start, self.uniforms.next()), 0
         return self._state
 
     def step(self, action: int) -> tuple[int, float, bool, bool]:
         """Return next state, reward, terminated, truncated."""
         draws = self._draws
-        draw = draws.pop() if draws else self._uniforms.next()
-        cumulative, outcomes = self._table[self._state][action]
-        next_state, reward, terminated = outcomes[_index(cumulative, draw)] if cumulative else outcomes[0]
+        draw = draws.pop() if draws else self.uniforms.next()
+        cumulative, outcomes = self.table[self._state][action]
+        next_state, reward, terminated = outcomes[index_of(cumulative, draw)] if cumulative else outcomes[0]
         self._state = next_state
         self._elapsed = elapsed = self._elapsed + 1
         return next_state, reward, terminated, elapsed >= self.limit
 
     def state(self) -> dict[str, Any]:
         """Return where the generator stands; only between two episodes."""
-        return self._uniforms.state()
+        return self.uniforms.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to a state that `state` returned."""
-        self._uniforms.load_state(state)
+        self.uniforms.load_state(state)
 
 
 class EnvStepper:
@@ -240,7 +246,7 @@ def _drawable(outcomes: list[Outcome]) -> Drawable:
     return cumulative, [outcome[1:] for outcome in outcomes]
 
 
-def _index(cumulative: list[float], draw: float) -> int:
+def index_of(cumulative: list[float], draw: float) -> int:
     """Choose as Gymnasium's categorical_sample: the first index above the draw, 0 where rounding leaves none."""
     index = bisect_right(cumulative, draw)
     return index if index < len(cumulative) else 0
