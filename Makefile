@@ -32,6 +32,7 @@ lint: .venv/installed ## check style, format and types
 
 bench: .venv/installed-bench ## compare with the peers, half an hour or more (BENCH_ARGS=--quick: does it still run?)
 	@.venv/bin/python -m benchmarks.reading_path
+	@.venv/bin/python -m benchmarks.tabular_speed $(BENCH_ARGS)
 	@.venv/bin/python -m benchmarks.sampler_vs_generate $(BENCH_ARGS)
 	@.venv/bin/python -m benchmarks.grpo_walk_vs_trl $(BENCH_ARGS)
 	@.venv/bin/python -m benchmarks.ppo_beside_grpo $(BENCH_ARGS)

@@ -1,0 +1,46 @@
+"""The recipes of classic RL at a tiny size: what they print, draw and leave behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from recipes import classic_cliff, classic_random_walk, classic_tabular
+
+
+def run(recipe, *arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        recipe.main([str(argument) for argument in arguments])
+    return ended.value.code
+
+
+def test_the_cliff_is_measured_and_drawn(tmp_path, capsys):
+    assert run(classic_cliff, "--runs", 3, "--episodes", 120, "--directory", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("Q-learning", "SARSA", "Expected SARSA", "cliff.png"))
+    assert (tmp_path / "cliff.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_random_walk_is_measured_and_drawn(tmp_path, capsys):
+    assert run(classic_random_walk, "--runs", 2, "--episodes", 1, "--alphas", 3, "--directory", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "n = 512" in said and "lambda = 0.975" in said
+    assert (tmp_path / "random_walk.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("world", ["lake", "taxi", "cliff", "grid"])
+def test_a_small_world_is_learned_a_little_with_a_report(world, tmp_path, capsys):
+    folder = tmp_path / "run"
+    arguments = ["--world", world, "--agent", "expected-sarsa", "--episodes", 20, "--directory", folder]
+    assert run(classic_tabular, *arguments) == 0
+    assert "by planning" in capsys.readouterr().out and (folder / "report.html").stat().st_size > 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 20 and "eval/greedy_value" in lines[-1]
+
+
+def test_without_matplotlib_a_recipe_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run(classic_cliff, "--runs", 1, "--episodes", 2, "--directory", tmp_path) == 2
+    assert "pip install 'align-rl[classic]'" in capsys.readouterr().err
