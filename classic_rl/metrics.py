@@ -1,0 +1,22 @@
+"""What the metrics of agents mean: the estimator, over what it is taken, its unit. A test fails on one not here.
+
+The figures of an update are over all its minibatches together.
+"""
+
+METRICS: dict[str, str] = {
+    "episode/return": "mean over the latest 100 episodes of their undiscounted sum of rewards, as the policy acted",
+    "episode/length": "mean over the same episodes of their steps",
+    "episode/count": "episodes that ended since the start",
+    "steps/total": "environment steps since the start, all environments together",
+    "steps/per_second": "environment steps acted and learned from, per second of the update",
+    "loss/policy": "mean policy loss over what was learned from; its value says little, its gradient is what counts",
+    "loss/value": "mean loss of the critic or baseline, before its weight; half the squared error to the returns",
+    "policy/entropy": "mean entropy of the distribution over actions in the states learned from, nats",
+    "policy/approx_kl": "k3 estimate of KL(policy that acted || policy), mean over the last epoch, nats per step",
+    "policy/clip_fraction": "share of steps whose ratio lies beyond the clip, over all epochs",
+    "policy/epochs": "epochs taken before the KL stopped them",
+    "value/explained_variance": "1 - variance of (return - value) / variance of returns, before learning; 1 is perfect",
+    "optim/grad_norm": "mean over the update's gradient steps of the norm before clipping",
+    "optim/learning_rate": "learning rate of the update",
+    "time/step": "seconds of the update: acting and learning",
+}
