@@ -198,7 +198,7 @@ class Replay:
 
     def cut(self, envs: ArrayLike) -> None:
         """Let no further step follow the open ones of some environments, which were lost half-way. [up to N]"""
-        self._newest[envs] = -1
+        self._newest[np.asarray(envs, dtype=np.int64)] = -1
 
     def sample(self, batch_size: int, rng: np.random.Generator, *, beta: float = 1.0) -> Batch:
         """Draw transitions with replacement.
