@@ -122,6 +122,14 @@ class Stepper:
         truncated = truncated & ~terminated
         return Transition(obs, actions, rewards.astype(np.float32), next_obs, terminated, truncated, ~fresh)
 
+    def restart(self) -> None:
+        """Leave the open episodes, which then count nowhere, and begin new ones in all environments."""
+        if self._sync:
+            self._origins = [_generator(env).state for env in self._sync.envs]
+        self.obs = np.array(self.envs.reset()[0])
+        self._done = [[] for _ in self._done]
+        self._returns[:], self._lengths[:], self._fresh = 0.0, 0, np.zeros(self.num_envs, dtype=bool)
+
     def metrics(self) -> dict[str, float]:
         """Return the metrics of the latest 100 episodes, those on returns and lengths once there is one."""
         if not self.latest:
