@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classic_rl.agents import learn, load_policy, save_policy
 from classic_rl.dqn_config import DQNConfig, config_from
-from classic_rl.envs import Stepper
+from classic_rl.envs import EnvSource, Stepper, vector_of
 from classic_rl.losses import double_q_targets, dueling_q_values, q_targets
 from classic_rl.masked import check_same_shape
 from classic_rl.networks import Adam, Features, torso, without_gradient
@@ -144,7 +143,7 @@ class QPolicy:
         # At the first action: an optimizer made after the policy moves the weights to another place.
         return without_gradient(self.network.ranks)
 
-    def act(self, obs: np.ndarray, *, deterministic: bool = True) -> np.ndarray:
+    def act(self, obs: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
         """Return the best actions, or random ones as often as at the end of training. [N, ...] -> [N]"""
         return self.explore(self.features(obs), 0.0 if deterministic else self.config.exploration.end, self.rng)
 
@@ -179,7 +178,7 @@ class DQN:
     """The agent and its loop: `steps()` yields metrics; `state()` is all that a resumed run needs.
 
     Args:
-        envs: of `classic_rl.envs.make_envs`, with discrete actions.
+        env: with discrete actions: an id, a function that makes one, or a vector of them made already.
         config: the settings.
 
     Attributes:
@@ -188,8 +187,9 @@ class DQN:
         step, total_steps: reports so far, and of the whole run.
     """
 
-    def __init__(self, envs: VectorEnv, config: DQNConfig) -> None:
+    def __init__(self, env: EnvSource, config: DQNConfig) -> None:
         self.config = config
+        envs = vector_of(env, config.num_envs)
         self.policy = QPolicy(envs.single_observation_space, envs.single_action_space, config)
         self.network = self.policy.network
         self.target = copy.deepcopy(self.network).requires_grad_(False)
@@ -208,7 +208,7 @@ class DQN:
         self.env_steps = self.updates = self.step = 0
         self.total_steps = math.ceil(run / config.report_every)
 
-    def act(self, obs: np.ndarray, *, deterministic: bool = True) -> np.ndarray:
+    def act(self, obs: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
         """Return the best actions, or random ones as often as at the end of training. [N, ...] -> [N]"""
         return self.policy.act(obs, deterministic=deterministic)
 

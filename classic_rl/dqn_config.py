@@ -56,6 +56,7 @@ class DQNConfig:
     """Settings of DQN. Environment steps are counted singly: one step of 8 environments counts as 8.
 
     env_steps: environment steps of the whole run.
+    num_envs: environments that play at a time.
     gamma: discount per step, in [0, 1].
     learning_rate, final_learning_rate: of Adam, in a straight line from one to the other over the run.
     batch_size: transitions of one update.
@@ -70,6 +71,7 @@ class DQNConfig:
     """
 
     env_steps: int = 100_000
+    num_envs: int = 1
     gamma: float = 0.99
     learning_rate: float = 1e-3
     final_learning_rate: float = 0.0
@@ -88,7 +90,9 @@ class DQNConfig:
     exploration: ExplorationConfig = ExplorationConfig()
 
     def __post_init__(self) -> None:
-        counts = {name: getattr(self, name) for name in ("env_steps", "batch_size", "train_every", "report_every")}
+        counts = {
+            name: getattr(self, name) for name in ("env_steps", "num_envs", "batch_size", "train_every", "report_every")
+        }
         counts["target.every"] = self.target.every
         if too_low := {name: value for name, value in counts.items() if value < 1}:
             raise ValueError(f"expected at least 1, got {too_low}")
@@ -111,68 +115,48 @@ def config_from(plain: Mapping[str, Any]) -> DQNConfig:
     return DQNConfig(**{**told, "hidden": tuple(told["hidden"])})
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Settings that solve an environment.
-
-    num_envs: environments stepped together.
-    config: the settings.
-    """
-
-    num_envs: int
-    config: DQNConfig
-
-
-PRESETS: dict[str, Preset] = {
-    "CartPole-v1": Preset(
-        8,
-        DQNConfig(
-            env_steps=50_000,
-            learning_rate=2.3e-3,
-            train_every=256,
-            updates=128,
-            target=TargetConfig(every=128),
-            exploration=ExplorationConfig(end=0.04, fraction=0.16),
-        ),
+PRESETS: dict[str, DQNConfig] = {
+    "CartPole-v1": DQNConfig(
+        num_envs=8,
+        env_steps=50_000,
+        learning_rate=2.3e-3,
+        train_every=256,
+        updates=128,
+        target=TargetConfig(every=128),
+        exploration=ExplorationConfig(end=0.04, fraction=0.16),
     ),
-    "Acrobot-v1": Preset(
-        8,
-        DQNConfig(
-            env_steps=100_000,
-            learning_rate=6.3e-4,
-            batch_size=128,
-            learning_starts=1_000,
-            train_every=8,
-            updates=2,
-            replay=ReplayConfig(capacity=50_000, n_step=3),
-            exploration=ExplorationConfig(end=0.1, fraction=0.12),
-        ),
+    "Acrobot-v1": DQNConfig(
+        num_envs=8,
+        env_steps=100_000,
+        learning_rate=6.3e-4,
+        batch_size=128,
+        learning_starts=1_000,
+        train_every=8,
+        updates=2,
+        replay=ReplayConfig(capacity=50_000, n_step=3),
+        exploration=ExplorationConfig(end=0.1, fraction=0.12),
     ),
-    "MountainCar-v0": Preset(
-        8,
-        DQNConfig(
-            env_steps=120_000,
-            gamma=0.98,
-            learning_rate=4e-3,
-            batch_size=128,
-            train_every=16,
-            updates=8,
-            target=TargetConfig(every=300),
-            replay=ReplayConfig(capacity=10_000),
-            exploration=ExplorationConfig(end=0.07, fraction=0.2),
-        ),
+    "MountainCar-v0": DQNConfig(
+        num_envs=8,
+        env_steps=120_000,
+        gamma=0.98,
+        learning_rate=4e-3,
+        batch_size=128,
+        train_every=16,
+        updates=8,
+        target=TargetConfig(every=300),
+        replay=ReplayConfig(capacity=10_000),
+        exploration=ExplorationConfig(end=0.07, fraction=0.2),
     ),
-    "LunarLander-v3": Preset(
-        8,
-        DQNConfig(
-            env_steps=200_000,
-            learning_rate=6.3e-4,
-            batch_size=128,
-            train_every=8,
-            updates=4,
-            replay=ReplayConfig(capacity=100_000, n_step=3),
-            exploration=ExplorationConfig(end=0.05, fraction=0.12),
-        ),
+    "LunarLander-v3": DQNConfig(
+        num_envs=8,
+        env_steps=200_000,
+        learning_rate=6.3e-4,
+        batch_size=128,
+        train_every=8,
+        updates=4,
+        replay=ReplayConfig(capacity=100_000, n_step=3),
+        exploration=ExplorationConfig(end=0.05, fraction=0.12),
     ),
 }
 """Settings by the id of an environment."""

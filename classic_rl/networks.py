@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 RELU_GAIN = math.sqrt(2)
 """The gain that orthogonal layers commonly have between non-linearities."""
@@ -174,7 +175,7 @@ class Adam:
         self.flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
         self.gradient = torch.zeros_like(self.flat)
         self._mean, self._square = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
-        self._steps = 0
+        self._steps = torch.zeros(())
         for parameter, (start, end) in zip(parameters, _spans(parameters), strict=True):
             parameter.data = self.flat[start:end].view_as(parameter)
             parameter.grad = self.gradient[start:end].view_as(parameter)
@@ -187,26 +188,25 @@ class Adam:
             norm = torch.linalg.vector_norm(self.gradient)
             if self.max_grad_norm is not None:
                 self.gradient.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-            self._steps += 1
-            b1, b2 = self.betas
-            self._mean.lerp_(self.gradient, 1 - b1)
-            self._square.mul_(b2).addcmul_(self.gradient, self.gradient, value=1 - b2)
-            scale = math.sqrt(1 - b2**self._steps)
-            denominator = self._square.sqrt().div_(scale).add_(self.eps)
-            self.flat.addcdiv_(self._mean, denominator, value=-learning_rate / (1 - b1**self._steps))
+            # One fused operation: for some ten thousand weights it takes a fifth of the time of the equation's several.
+            adam(
+                [self.flat], [self.gradient], [self._mean], [self._square], [], [self._steps],
+                fused=True, amsgrad=False, maximize=False, weight_decay=0.0,
+                beta1=self.betas[0], beta2=self.betas[1], lr=learning_rate, eps=self.eps,
+            )  # fmt: skip
         return norm
 
     def state(self) -> dict[str, Any]:
         """Return weights and moments."""
         moments = {"mean": self._mean.clone(), "square": self._square.clone()}
-        return {"flat": self.flat.clone(), **moments, "steps": self._steps}
+        return {"flat": self.flat.clone(), **moments, "steps": self._steps.clone()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to what `state` returned, in place."""
         self.flat.copy_(state["flat"])
         self._mean.copy_(state["mean"])
         self._square.copy_(state["square"])
-        self._steps = int(state["steps"])
+        self._steps.copy_(state["steps"])
 
 
 class Pixels(nn.Module):

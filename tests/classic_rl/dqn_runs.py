@@ -11,7 +11,6 @@ from gymnasium import spaces
 from align.runs.run import run
 from classic_rl.dqn import DQN
 from classic_rl.dqn_config import DQNConfig, ExplorationConfig, ReplayConfig, TargetConfig
-from classic_rl.envs import make_envs
 from tests.classic_rl.counting import Walk
 
 
@@ -95,7 +94,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def small_dqn(num_envs: int = 3, env: Any = Walk, **changes: Any) -> DQN:
-    return DQN(make_envs(env, num_envs), small_config(**changes))
+    return DQN(env, small_config(num_envs=num_envs, **changes))
 
 
 def run_dqn(directory: str, *, everything: bool = False, resume: bool = False) -> int:

@@ -20,7 +20,6 @@ from torch.testing import assert_close
 from align.runs.checkpoint import load_latest, save_checkpoint
 from classic_rl.dqn import DQN, QNetwork, move_towards, td_errors, td_loss
 from classic_rl.dqn_config import PRESETS, ExplorationConfig, ReplayConfig, TargetConfig
-from classic_rl.envs import make_envs
 from classic_rl.metrics import METRICS
 from classic_rl.replay import Batch
 from tests.classic_rl.counting import Unrepeatable
@@ -118,7 +117,7 @@ def test_actions_are_the_best_by_the_networks_values(dueling):
     agent.learn()
     obs = np.arange(5)
     values = agent.network(torch.from_numpy(agent.policy.features(obs)))
-    assert agent.act(obs).tolist() == (values.argmax(dim=-1) + 3).tolist()
+    assert agent.act(obs, deterministic=True).tolist() == (values.argmax(dim=-1) + 3).tolist()
 
 
 # -- what is learned
@@ -162,13 +161,13 @@ def test_the_values_of_a_chain_are_learned(changes):
     right = [gamma ** (4 - s) for s in range(5)]
     left = [gamma * right[max(s - 1, 0)] for s in range(5)]
     assert_close(agent.network(torch.eye(5)), torch.tensor([left, right]).T, atol=0.02, rtol=0)
-    assert agent.act(np.arange(5)).tolist() == [4] * 5
+    assert agent.act(np.arange(5), deterministic=True).tolist() == [4] * 5
 
 
 def test_a_network_with_everything_finds_the_way_along_a_chain():
     agent = small_dqn(env=Chain, **{**EVERYTHING, "env_steps": 2000, "learning_rate": 0.01, "hidden": (32,)})
     agent.learn()
-    assert agent.act(np.arange(5)).tolist() == [4] * 5
+    assert agent.act(np.arange(5), deterministic=True).tolist() == [4] * 5
 
 
 def test_pictures_are_learned_from_through_a_convolution_and_stay_bytes_in_memory():
@@ -176,7 +175,7 @@ def test_pictures_are_learned_from_through_a_convolution_and_stay_bytes_in_memor
     agent.learn()
     pictures = np.zeros((2, 8, 8, 1), np.uint8)
     pictures[0, :, :4] = pictures[1, :, 4:] = 255
-    assert agent.act(pictures).tolist() == [0, 1]
+    assert agent.act(pictures, deterministic=True).tolist() == [0, 1]
     assert agent.replay.state()["obs"].dtype == torch.uint8
 
 
@@ -245,7 +244,7 @@ def test_learning_stops_where_it_is_told_and_goes_on_to_the_end():
 def test_acting_leaves_training_alone():
     first, second = small_dqn(**EVERYTHING), small_dqn(**EVERYTHING)
     for _ in first.steps():
-        first.act(np.zeros((4, 1)), deterministic=False)
+        first.act(np.zeros((4, 1)))
     second.learn()
     assert_close(first.optimizer.flat, second.optimizer.flat, rtol=0, atol=0)
 
@@ -253,8 +252,8 @@ def test_acting_leaves_training_alone():
 def test_a_policy_that_is_not_deterministic_acts_at_random_as_often_as_training_did_last():
     agent = small_dqn(env=Chain, env_steps=1000, exploration=ExplorationConfig(end=0.4))
     agent.learn()
-    best = agent.act(np.zeros(1, dtype=np.int64))
-    others = (agent.act(np.zeros(5000, dtype=np.int64), deterministic=False) != best).mean()
+    best = agent.act(np.zeros(1, dtype=np.int64), deterministic=True)
+    others = (agent.act(np.zeros(5000, dtype=np.int64)) != best).mean()
     assert others == pytest.approx(0.2, abs=0.02)  # half of the random ones are the best by chance
 
 
@@ -276,7 +275,7 @@ def test_a_saved_policy_acts_as_it_did(tmp_path, changes):
     agent.learn()
     agent.save(tmp_path)
     loaded = DQN.load(tmp_path)
-    assert loaded.act(np.arange(5)).tolist() == agent.act(np.arange(5)).tolist()
+    assert loaded.act(np.arange(5), deterministic=True).tolist() == agent.act(np.arange(5), deterministic=True).tolist()
     assert loaded.config == agent.config
     state, expected = loaded.network.state_dict(), agent.network.state_dict()
     assert state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)
@@ -284,7 +283,7 @@ def test_a_saved_policy_acts_as_it_did(tmp_path, changes):
 
 def test_actions_that_are_not_discrete_are_refused():
     with pytest.raises(ValueError, match="must be Discrete"):
-        DQN(make_envs("Pendulum-v1", 1), small_config())
+        DQN("Pendulum-v1", small_config())
 
 
 @pytest.mark.parametrize(
@@ -303,9 +302,7 @@ def test_settings_that_cannot_work_are_refused(changes, advice):
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_preset_can_be_run(name):
-    preset = PRESETS[name]
-    config = replace(preset.config, env_steps=400, learning_starts=100, report_every=200, updates=1)
-    agent = DQN(make_envs(name, preset.num_envs), config)
+    agent = DQN(name, replace(PRESETS[name], env_steps=400, learning_starts=100, report_every=200, updates=1))
     assert len(agent.learn()) == 2 and agent.updates > 0
 
 
