@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from classic_rl.agents import load_policy, save_policy
 from classic_rl.envs import EnvSource, Stepper, Transition, vector_of
-from classic_rl.networks import Features, network, without_gradient
+from classic_rl.networks import Features, network, shape_of, without_gradient
 from classic_rl.normalize import RunningMoments
 
 # --- distributions over actions ---
@@ -40,7 +40,7 @@ class Categorical(nn.Module):
         elif isinstance(space, spaces.MultiDiscrete):
             self.sizes, self.start = space.nvec.reshape(-1).tolist(), space.start
         else:
-            self.sizes, self.start = [2] * math.prod(space.shape), 0
+            self.sizes, self.start = [2] * math.prod(shape_of(space)), 0
         self.single, self.shape, self.dtype = isinstance(space, spaces.Discrete), space.shape, space.dtype
         self.outputs = sum(self.sizes)
 

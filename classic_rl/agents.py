@@ -116,9 +116,8 @@ def space_from(description: Mapping[str, Any]) -> spaces.Space:
 class Agent(Protocol):
     """What `learn` drives."""
 
-    step: int
-    total_steps: int
-    env_steps: int
+    @property
+    def env_steps(self) -> int: ...  # noqa: D102
 
     def steps(self) -> Iterator[dict[str, float]]: ...  # noqa: D102
 

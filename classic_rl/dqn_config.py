@@ -117,12 +117,14 @@ def config_from(plain: Mapping[str, Any]) -> DQNConfig:
 
 PRESETS: dict[str, DQNConfig] = {
     "CartPole-v1": DQNConfig(
-        num_envs=8,
         env_steps=50_000,
-        learning_rate=2.3e-3,
-        train_every=256,
-        updates=128,
-        target=TargetConfig(every=128),
+        num_envs=8,
+        learning_rate=1e-3,
+        train_every=8,
+        updates=4,
+        hidden=(128, 128),
+        replay=ReplayConfig(n_step=3),
+        target=TargetConfig(every=1, rate=0.01),
         exploration=ExplorationConfig(end=0.04, fraction=0.16),
     ),
     "Acrobot-v1": DQNConfig(

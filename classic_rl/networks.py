@@ -33,7 +33,7 @@ class Features:
     def __init__(self, space: spaces.Space) -> None:
         self.space = space
         self.is_image = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
-        self._channels_last = self.is_image and _shape(space)[-1] <= 4 < _shape(space)[0]
+        self._channels_last = self.is_image and shape_of(space)[-1] <= 4 < shape_of(space)[0]
         if isinstance(space, spaces.Discrete):
             self._sizes, self._starts = np.array([space.n]), np.array([space.start])
         elif isinstance(space, spaces.MultiDiscrete):
@@ -51,8 +51,8 @@ class Features:
         if self.is_image:
             return np.moveaxis(obs, -1, -3) if self._channels_last else obs
         if self._sizes is None:
-            return np.asarray(obs, dtype=np.float32).reshape(len(obs), -1)
-        rows = np.asarray(obs).reshape(len(obs), -1) - self._starts
+            return np.asarray(obs, dtype=np.float32).reshape(len(obs), *self.shape)
+        rows = np.asarray(obs).reshape(len(obs), len(self._sizes)) - self._starts
         places = rows + np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
         hot = np.zeros((len(obs), int(self._sizes.sum())), dtype=np.float32)
         np.put_along_axis(hot, places, 1.0, axis=1)
@@ -60,9 +60,9 @@ class Features:
 
     def _of_one(self) -> tuple[int, ...]:
         if self.is_image:
-            shape = _shape(self.space)
+            shape = shape_of(self.space)
             return (shape[-1], *shape[:-1]) if self._channels_last else shape
-        return (int(np.prod(_shape(self.space))) if self._sizes is None else int(self._sizes.sum()),)
+        return (int(np.prod(shape_of(self.space))) if self._sizes is None else int(self._sizes.sum()),)
 
 
 def linear(inputs: int, outputs: int, *, gain: float, generator: torch.Generator) -> nn.Linear:
@@ -259,6 +259,7 @@ def _spans(parameters: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _shape(space: spaces.Space) -> tuple[int, ...]:
+def shape_of(space: spaces.Space) -> tuple[int, ...]:
+    """Return the shape of a space of arrays."""
     assert space.shape is not None
     return space.shape

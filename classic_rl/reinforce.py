@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from classic_rl.actor_critic import ActorCritic, NetworkConfig, Player, Rollout, explained_variance, next_values
 from classic_rl.agents import learn
@@ -36,13 +37,14 @@ class REINFORCEConfig:
     updates: gradient steps of the whole run.
     num_envs: episodes of an update, each in an environment of its own.
     max_episode_steps: an episode that is longer is cut here, and its future valued by the baseline.
-    learning_rate: of Adam, at the start.
+    learning_rate: of Adam, at the start; the baseline's is the same.
     anneal: whether the learning rate goes down to 0 on a straight line.
     gamma: discount per step.
     baseline: whether a baseline is learned; without one, what a cut episode would still have earned counts as 0.
     standardize_advantages: whether those of an update are brought to mean 0 and standard deviation 1.
-    baseline_coef, entropy_coef: weights of those terms beside the policy's.
-    max_grad_norm: the gradient is scaled down to this norm.
+    baseline_steps: gradient steps of the baseline on the returns of an update, after they were used.
+    entropy_coef: weight of the entropy beside the policy's loss.
+    max_grad_norm: the policy's gradient is scaled down to this norm.
     network: of policy and baseline.
     seed: of weights, environments and actions.
     """
@@ -55,14 +57,14 @@ class REINFORCEConfig:
     gamma: float = 0.99
     baseline: bool = True
     standardize_advantages: bool = True
-    baseline_coef: float = 0.5
+    baseline_steps: int = 10
     entropy_coef: float = 0.0
     max_grad_norm: float = 0.5
     network: NetworkConfig = field(default_factory=NetworkConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("updates", "num_envs", "max_episode_steps"):
+        for name in ("updates", "num_envs", "max_episode_steps", "baseline_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -79,7 +81,10 @@ class REINFORCE:
         self.config = config
         self.player = Player.make(env, config.num_envs, config.network, seed=config.seed, critic=config.baseline)
         self.policy = self.player.policy
-        self.optimizer = Adam(self.policy, max_grad_norm=config.max_grad_norm)
+        actor = nn.ModuleList([self.policy.actor, self.policy.distribution])
+        self.optimizer = Adam(actor, max_grad_norm=config.max_grad_norm)
+        # Its own, since its gradient is in the unit of the returns and would drown the policy's in a common norm.
+        self.baseline = Adam(self.policy.critic) if self.policy.critic is not None else None
         self.step = 0
         self.total_steps = config.updates
 
@@ -102,8 +107,10 @@ class REINFORCE:
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Take one gradient step on whole episodes; return the metrics of doing so."""
         config, counts = self.config, rollout.valid
-        judged = self.policy(rollout.features.flatten(0, 1), rollout.actions.flatten(0, 1))
-        logprobs, entropies, values = (x.view(rollout.shape) for x in judged)
+        rate = config.learning_rate * (1 - self.step / self.total_steps if config.anneal else 1.0)
+        logprobs, entropies, values = (
+            x.view(rollout.shape) for x in self.policy(rollout.features.flatten(0, 1), rollout.actions.flatten(0, 1))
+        )
         returns = discounted_returns(
             rollout.rewards, rollout.terminated, rollout.truncated, next_values(self.policy, rollout, values),
             gamma=config.gamma,
@@ -112,24 +119,31 @@ class REINFORCE:
         if config.standardize_advantages:
             advantages = standardize(advantages, counts)
         policy = masked_mean(policy_gradient_loss(logprobs, advantages), counts)
-        baseline = masked_mean(clipped_value_loss(values, values, returns), counts)
         entropy = masked_mean(entropies, counts)
-        # Twice: baseline_coef weighs the squared error, and this loss is half of it.
-        loss = policy + 2 * config.baseline_coef * baseline - config.entropy_coef * entropy
-        rate = config.learning_rate * (1 - self.step / self.total_steps if config.anneal else 1.0)
-        norm = self.optimizer.step(loss, learning_rate=rate)
-        told = {
+        norm = self.optimizer.step(policy - config.entropy_coef * entropy, learning_rate=rate)
+        return {
             "episode/return": torch.where(counts, rollout.rewards, 0.0).sum(dim=1).mean().item(),
             "episode/length": counts.sum(dim=1).float().mean().item(),
             "loss/policy": policy.item(),
             "policy/entropy": entropy.item(),
             "optim/grad_norm": norm.item(),
             "optim/learning_rate": rate,
+            **self._fit_baseline(rollout.features[counts], values.detach()[counts], returns[counts], rate),
         }
-        if config.baseline:
-            told["loss/value"] = baseline.item()
-            told["value/explained_variance"] = explained_variance(values.detach()[counts], returns[counts])
-        return told
+
+    def _fit_baseline(self, features: Tensor, values: Tensor, returns: Tensor, rate: float) -> dict[str, float]:
+        """Move the baseline towards the returns [B] of states [B, ...] that it had valued otherwise [B]."""
+        if self.baseline is None:
+            return {}
+        losses: list[Tensor] = []
+        for _ in range(self.config.baseline_steps):
+            loss = clipped_value_loss(self.policy.values(features), values, returns).mean()
+            self.baseline.step(loss, learning_rate=rate)
+            losses.append(loss.detach())
+        return {
+            "loss/value": torch.stack(losses).mean().item(),
+            "value/explained_variance": explained_variance(values, returns),
+        }
 
     def learn(self, env_steps: int | None = None) -> list[dict[str, float]]:
         """Learn until so many environment steps were made, or to the end; return the metrics of each update."""
@@ -150,11 +164,16 @@ class REINFORCE:
 
     def state(self) -> dict[str, Any]:
         """Return weights, optimizer, environments, generators, statistics and step."""
-        return {"optimizer": self.optimizer.state(), "player": self.player.state(), "step": self.step}
+        baseline = self.baseline.state() if self.baseline else None
+        return {
+            "optimizer": self.optimizer.state(), "baseline": baseline, "player": self.player.state(), "step": self.step
+        }  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from where `state` was taken."""
         self.optimizer.load_state(state["optimizer"])
+        if self.baseline:
+            self.baseline.load_state(state["baseline"])
         self.player.load_state(state["player"])
         self.step = int(state["step"])
 

@@ -52,3 +52,34 @@ class Unrepeatable(Walk):
 
     def noise(self) -> float:
         return float(np.random.default_rng().normal())
+
+
+class Echo(gymnasium.Env):
+    """Shows a few signs and pays for doing as they say; one step an episode. `kind` is the space of actions."""
+
+    def __init__(self, kind: str) -> None:
+        self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.action_space = {
+            "discrete": spaces.Discrete(4, start=3),
+            "multi-discrete": spaces.MultiDiscrete([2, 2]),
+            "multi-binary": spaces.MultiBinary(2),
+            "box": spaces.Box(-2.0, 2.0, (2,), np.float32),
+        }[kind]
+        self.kind = kind
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.signs = self.np_random.integers(0, 2, 2)
+        return self.shown(), {}
+
+    def shown(self) -> np.ndarray:
+        return (2 * self.signs - 1).astype(np.float32)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        if self.kind == "discrete":
+            reward = float(action == 3 + self.signs @ (2, 1))
+        elif self.kind == "box":
+            reward = 1.0 - float(np.abs(action - self.shown()).mean())
+        else:
+            reward = float((action == self.signs).mean())
+        return self.shown(), reward, True, False, {}

@@ -24,6 +24,7 @@ def test_boxes_become_vectors_and_categories_one_hot_vectors():
     several = Features(spaces.MultiDiscrete([2, 3]))
     assert several.shape == (5,)
     np.testing.assert_array_equal(several(np.array([[1, 0], [0, 2]])), [[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]])
+    assert box(obs[:0]).shape == (0, 6) and several(np.zeros((0, 2), np.int64)).shape == (0, 5)
     np.testing.assert_array_equal(Features(spaces.MultiBinary(2))(np.array([[1, 0]])), [[1, 0]])
 
 
