@@ -117,7 +117,7 @@ def config_from(plain: Mapping[str, Any]) -> DQNConfig:
 
 PRESETS: dict[str, DQNConfig] = {
     "CartPole-v1": DQNConfig(
-        env_steps=50_000,
+        env_steps=40_000,
         num_envs=8,
         learning_rate=1e-3,
         train_every=8,
