@@ -25,12 +25,17 @@ class Features:
     Boxes are flattened, categories become one-hot vectors. A box of uint8 with three axes is an image: it stays uint8,
     its channels first. `shape` is that of one observation's features: [D], or [C, H, W] for an image.
 
+    Args:
+        space: of the observations.
+        scale: whether numbers of a Box that have bounds are mapped to [-1, 1]. It matters where one of them, such as a
+            speed of at most 0.07, would hardly move the first layer.
+
     >>> Features(spaces.Discrete(3))(np.array([2, 0]))
     array([[0., 0., 1.],
            [1., 0., 0.]], dtype=float32)
     """
 
-    def __init__(self, space: spaces.Space) -> None:
+    def __init__(self, space: spaces.Space, *, scale: bool = False) -> None:
         self.space = space
         self.is_image = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
         self._channels_last = self.is_image and shape_of(space)[-1] <= 4 < shape_of(space)[0]
@@ -45,13 +50,15 @@ class Features:
                 f"expected a Box, Discrete, MultiDiscrete or MultiBinary space of observations, got {space}"
             )
         self.shape = self._of_one()
+        self._middle, self._half = _bounds(space) if scale and not self.is_image else (None, None)
 
     def __call__(self, obs: np.ndarray) -> np.ndarray:
         """Return the features of observations. [N, ...] -> [N, D] or [N, C, H, W]"""
         if self.is_image:
             return np.moveaxis(obs, -1, -3) if self._channels_last else obs
         if self._sizes is None:
-            return np.asarray(obs, dtype=np.float32).reshape(len(obs), *self.shape)
+            numbers = np.asarray(obs, dtype=np.float32).reshape(len(obs), *self.shape)
+            return numbers if self._half is None else (numbers - self._middle) / self._half
         rows = np.asarray(obs).reshape(len(obs), len(self._sizes)) - self._starts
         places = rows + np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
         hot = np.zeros((len(obs), int(self._sizes.sum())), dtype=np.float32)
@@ -257,6 +264,16 @@ def _spans(parameters: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
     for parameter in parameters:
         start, end = end, end + parameter.numel()
         yield start, end
+
+
+def _bounds(space: spaces.Space) -> tuple[Any, Any]:
+    """Middle and half width of each number of a Box, 0 and 1 for those without bounds; nothing for other spaces."""
+    if not isinstance(space, spaces.Box):
+        return None, None
+    low, high = space.low.reshape(-1).astype(np.float64), space.high.reshape(-1).astype(np.float64)
+    bounded = (low > -1e6) & (high < 1e6) & (high > low)  # some give the largest float for infinity
+    middle, half = np.where(bounded, (low + high) / 2, 0.0), np.where(bounded, (high - low) / 2, 1.0)
+    return middle.astype(np.float32), half.astype(np.float32)
 
 
 def shape_of(space: spaces.Space) -> tuple[int, ...]:
