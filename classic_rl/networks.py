@@ -50,7 +50,7 @@ class Features:
                 f"expected a Box, Discrete, MultiDiscrete or MultiBinary space of observations, got {space}"
             )
         self.shape = self._of_one()
-        self._middle, self._half = _bounds(space) if scale and not self.is_image else (None, None)
+        self._bounds = _bounds(space) if scale and isinstance(space, spaces.Box) and not self.is_image else None
 
     def __call__(self, obs: np.ndarray) -> np.ndarray:
         """Return the features of observations. [N, ...] -> [N, D] or [N, C, H, W]"""
@@ -58,7 +58,7 @@ class Features:
             return np.moveaxis(obs, -1, -3) if self._channels_last else obs
         if self._sizes is None:
             numbers = np.asarray(obs, dtype=np.float32).reshape(len(obs), *self.shape)
-            return numbers if self._half is None else (numbers - self._middle) / self._half
+            return numbers if self._bounds is None else (numbers - self._bounds[0]) / self._bounds[1]
         rows = np.asarray(obs).reshape(len(obs), len(self._sizes)) - self._starts
         places = rows + np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
         hot = np.zeros((len(obs), int(self._sizes.sum())), dtype=np.float32)
@@ -266,10 +266,8 @@ def _spans(parameters: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _bounds(space: spaces.Space) -> tuple[Any, Any]:
-    """Middle and half width of each number of a Box, 0 and 1 for those without bounds; nothing for other spaces."""
-    if not isinstance(space, spaces.Box):
-        return None, None
+def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """Middle and half width of each number of a Box, 0 and 1 for those without bounds. [D], [D]"""
     low, high = space.low.reshape(-1).astype(np.float64), space.high.reshape(-1).astype(np.float64)
     bounded = (low > -1e6) & (high < 1e6) & (high > low)  # some give the largest float for infinity
     middle, half = np.where(bounded, (low + high) / 2, 0.0), np.where(bounded, (high - low) / 2, 1.0)
