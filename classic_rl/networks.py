@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 RELU_GAIN = math.sqrt(2)
 """The gain that orthogonal layers commonly have between non-linearities."""
@@ -24,12 +25,17 @@ class Features:
     Boxes are flattened, categories become one-hot vectors. A box of uint8 with three axes is an image: it stays uint8,
     its channels first. `shape` is that of one observation's features: [D], or [C, H, W] for an image.
 
+    Args:
+        space: of the observations.
+        scale: whether numbers of a Box that have bounds are mapped to [-1, 1]. It matters where one of them, such as a
+            speed of at most 0.07, would hardly move the first layer.
+
     >>> Features(spaces.Discrete(3))(np.array([2, 0]))
     array([[0., 0., 1.],
            [1., 0., 0.]], dtype=float32)
     """
 
-    def __init__(self, space: spaces.Space) -> None:
+    def __init__(self, space: spaces.Space, *, scale: bool = False) -> None:
         self.space = space
         self.is_image = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
         self._channels_last = self.is_image and shape_of(space)[-1] <= 4 < shape_of(space)[0]
@@ -44,13 +50,15 @@ class Features:
                 f"expected a Box, Discrete, MultiDiscrete or MultiBinary space of observations, got {space}"
             )
         self.shape = self._of_one()
+        self._bounds = _bounds(space) if scale and isinstance(space, spaces.Box) and not self.is_image else None
 
     def __call__(self, obs: np.ndarray) -> np.ndarray:
         """Return the features of observations. [N, ...] -> [N, D] or [N, C, H, W]"""
         if self.is_image:
             return np.moveaxis(obs, -1, -3) if self._channels_last else obs
         if self._sizes is None:
-            return np.asarray(obs, dtype=np.float32).reshape(len(obs), *self.shape)
+            numbers = np.asarray(obs, dtype=np.float32).reshape(len(obs), *self.shape)
+            return numbers if self._bounds is None else (numbers - self._bounds[0]) / self._bounds[1]
         rows = np.asarray(obs).reshape(len(obs), len(self._sizes)) - self._starts
         places = rows + np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
         hot = np.zeros((len(obs), int(self._sizes.sum())), dtype=np.float32)
@@ -174,7 +182,7 @@ class Adam:
         self.flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
         self.gradient = torch.zeros_like(self.flat)
         self._mean, self._square = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
-        self._steps = 0
+        self._steps = torch.zeros(())
         for parameter, (start, end) in zip(parameters, _spans(parameters), strict=True):
             parameter.data = self.flat[start:end].view_as(parameter)
             parameter.grad = self.gradient[start:end].view_as(parameter)
@@ -187,26 +195,25 @@ class Adam:
             norm = torch.linalg.vector_norm(self.gradient)
             if self.max_grad_norm is not None:
                 self.gradient.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-            self._steps += 1
-            b1, b2 = self.betas
-            self._mean.lerp_(self.gradient, 1 - b1)
-            self._square.mul_(b2).addcmul_(self.gradient, self.gradient, value=1 - b2)
-            scale = math.sqrt(1 - b2**self._steps)
-            denominator = self._square.sqrt().div_(scale).add_(self.eps)
-            self.flat.addcdiv_(self._mean, denominator, value=-learning_rate / (1 - b1**self._steps))
+            # One fused operation: for some ten thousand weights it takes a fifth of the time of the equation's several.
+            adam(
+                [self.flat], [self.gradient], [self._mean], [self._square], [], [self._steps],
+                fused=True, amsgrad=False, maximize=False, weight_decay=0.0,
+                beta1=self.betas[0], beta2=self.betas[1], lr=learning_rate, eps=self.eps,
+            )  # fmt: skip
         return norm
 
     def state(self) -> dict[str, Any]:
         """Return weights and moments."""
         moments = {"mean": self._mean.clone(), "square": self._square.clone()}
-        return {"flat": self.flat.clone(), **moments, "steps": self._steps}
+        return {"flat": self.flat.clone(), **moments, "steps": self._steps.clone()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to what `state` returned, in place."""
         self.flat.copy_(state["flat"])
         self._mean.copy_(state["mean"])
         self._square.copy_(state["square"])
-        self._steps = int(state["steps"])
+        self._steps.copy_(state["steps"])
 
 
 class Pixels(nn.Module):
@@ -257,6 +264,15 @@ def _spans(parameters: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
     for parameter in parameters:
         start, end = end, end + parameter.numel()
         yield start, end
+
+
+def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """Middle and half width of each number of a Box, 0 and 1 for those without bounds. [D], [D]"""
+    low, high = space.low.reshape(-1).astype(np.float64), space.high.reshape(-1).astype(np.float64)
+    bounded = (low > -1e6) & (high < 1e6) & (high > low)  # some give the largest float for infinity
+    low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+    middle, half = (low + high) / 2, (high - low) / 2
+    return middle.astype(np.float32), half.astype(np.float32)
 
 
 def shape_of(space: spaces.Space) -> tuple[int, ...]:

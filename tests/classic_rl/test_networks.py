@@ -117,3 +117,14 @@ def test_adam_goes_on_bitwise_from_its_state():
     step(other, resumed, 1)
     assert torch.equal(optimizer.flat, resumed.flat)
     assert torch.equal(layers[0].weight, other[0].weight)
+
+
+def test_numbers_with_bounds_are_scaled_to_one_and_others_stay():
+    largest = np.finfo(np.float32).max
+    space = spaces.Box(
+        np.array([-1.2, -0.07, -np.inf, -largest]), np.array([0.6, 0.07, 3.0, largest]), dtype=np.float64
+    )
+    scaled = Features(space, scale=True)(np.array([[-1.2, 0.07, 2.0, 9.0], [-0.3, 0.0, 3.0, -9.0]]))
+    np.testing.assert_allclose(scaled, [[-1, 1, 2, 9], [0, 0, 3, -9]], atol=1e-6)
+    assert scaled.dtype == np.float32
+    np.testing.assert_array_equal(Features(spaces.Discrete(2), scale=True)(np.array([1])), [[0, 1]])
