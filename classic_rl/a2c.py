@@ -76,6 +76,12 @@ class A2CConfig:
         return self.num_envs * self.rollout_steps
 
 
+PRESETS: dict[str, A2CConfig] = {
+    "CartPole-v1": A2CConfig(env_steps=200_000, num_envs=32, rollout_steps=16),
+}
+"""Settings that reach the known returns, for each environment."""
+
+
 class A2C:
     """The loop: `steps()` yields the metrics of each update; `state()` is all that a resumed run needs.
 

@@ -188,11 +188,20 @@ class Adam:
             parameter.grad = self.gradient[start:end].view_as(parameter)
 
     def step(self, loss: Tensor, *, learning_rate: float) -> Tensor:
-        """Go one step down the loss; return the norm that the gradient had before it was clipped."""
+        """Go one step down the loss; return the norm that the gradient had before it was clipped.
+
+        Raises:
+            FloatingPointError: before the step, if the gradient is not finite.
+        """
         self.gradient.zero_()
         loss.backward()
         with torch.no_grad():
             norm = torch.linalg.vector_norm(self.gradient)
+            if not math.isfinite(norm.item()):
+                raise FloatingPointError(
+                    f"the norm of the gradient is {norm.item()}; the weights are as they were before the step. "
+                    "Look for rewards or observations that are not finite; else lower learning_rate, or scale rewards."
+                )
             if self.max_grad_norm is not None:
                 self.gradient.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
             # One fused operation: for some ten thousand weights it takes a fifth of the time of the equation's several.

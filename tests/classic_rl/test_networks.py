@@ -128,3 +128,12 @@ def test_numbers_with_bounds_are_scaled_to_one_and_others_stay():
     np.testing.assert_allclose(scaled, [[-1, 1, 2, 9], [0, 0, 3, -9]], atol=1e-6)
     assert scaled.dtype == np.float32
     np.testing.assert_array_equal(Features(spaces.Discrete(2), scale=True)(np.array([1])), [[0, 1]])
+
+
+def test_a_gradient_that_is_not_finite_is_told_before_it_reaches_the_weights():
+    layers = network((4,), (8,), 2, generator=generator())
+    optimizer = Adam(layers)
+    before = optimizer.flat.clone()
+    with pytest.raises(FloatingPointError, match="norm of the gradient is nan"):
+        optimizer.step(layers(torch.full((1, 4), torch.nan)).sum(), learning_rate=0.1)
+    assert torch.equal(optimizer.flat, before)
