@@ -1,5 +1,7 @@
 """The way of one step of GRPO and of RLHF's PPO stays short enough to read."""
 
+import importlib
+
 import pytest
 
 from benchmarks.reading_path import LIMITS, ROOT, files_run_by, reading_path
@@ -15,6 +17,30 @@ def test_the_way_of_a_step_is_at_most_so_many_files_and_lines(name):
 
 def test_the_limits_are_ten_files_of_2000_lines_for_grpo_and_twelve_of_2400_for_ppo():
     assert LIMITS == {"grpo": (10, 2_000), "ppo": (12, 2_400)}
+
+
+@pytest.mark.parametrize("name", ["REINFORCE", "A2C", "PPO"])
+def test_the_way_of_an_agent_from_the_environment_to_the_gradient_step_is_at_most_seven_files(name):
+    module = importlib.import_module(f"classic_rl.{name.lower()}")
+    agent = getattr(module, name)("CartPole-v1", getattr(module, f"{name}Config")())
+    step = agent.optimizer.step
+
+    class Done(Exception):
+        pass
+
+    def and_no_further(*args, **kwargs):
+        step(*args, **kwargs)
+        raise Done
+
+    agent.optimizer.step = and_no_further
+
+    def one_gradient_step():
+        with pytest.raises(Done):
+            next(agent.steps())
+
+    files = {path.name for path in files_run_by(one_gradient_step)}
+    assert {"envs.py", "returns.py", "losses.py", f"{name.lower()}.py"} <= files
+    assert len(files) <= 7, files
 
 
 def test_a_file_is_on_the_way_if_a_function_of_it_runs_in_whatever_thread_and_only_then():

@@ -99,7 +99,7 @@ class Control:
                 "episode/return": total / count,
                 "episode/length": length / count,
                 "episode/count": float(self.done),
-                "env/steps": float(self.env_steps),
+                "steps/total": float(self.env_steps),
                 "exploration/rate": self.behaviour.rate,
                 "learning/alpha": self.alpha,
             }

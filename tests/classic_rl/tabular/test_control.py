@@ -107,7 +107,7 @@ def test_metrics_of_several_episodes_are_their_means():
     three = list(make("sarsa", episodes=6, episodes_per_step=3).steps())
     for name in ("episode/return", "episode/length"):
         assert [m[name] for m in three] == pytest.approx([np.mean([m[name] for m in one[i : i + 3]]) for i in (0, 3)])
-    assert three[-1]["env/steps"] == one[-1]["env/steps"] == sum(m["episode/length"] for m in one)
+    assert three[-1]["steps/total"] == one[-1]["env/steps"] == sum(m["episode/length"] for m in one)
 
 
 @pytest.mark.parametrize("env", ["FrozenLake-v1", GRID])
@@ -213,7 +213,7 @@ def steps_until_solved(name: str, seed: int, **settings) -> int:
     agent = make(name, GRID, seed=seed, alpha=0.5, epsilon=0.1, episodes=1000, **settings)
     for metrics in agent.steps():
         if shortfall(agent, GRID, 0.95) < 1e-9:
-            return int(metrics["env/steps"])
+            return int(metrics["steps/total"])
     raise AssertionError("never solved")
 
 

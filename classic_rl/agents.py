@@ -1,0 +1,144 @@
+"""What every agent needs beside its algorithm: a folder for its policy, and a loop for those who want no run.
+
+A policy folder is `policy.safetensors`, the weights and the statistics they belong to, and `policy.json`, which says
+what they are: algorithm, settings, environment and spaces. Nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium import spaces
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = 1
+WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
+
+
+@dataclass(frozen=True)
+class PolicyFolder:
+    """What a policy folder holds.
+
+    algorithm: name of the algorithm.
+    config: its settings.
+    observation_space, action_space: of one environment.
+    tensors: weights and statistics.
+    """
+
+    algorithm: str
+    config: dict[str, Any]
+    observation_space: spaces.Space
+    action_space: spaces.Space
+    tensors: dict[str, Tensor]
+
+
+def save_policy(
+    folder: str | Path,
+    *,
+    algorithm: str,
+    config: Any,
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Write a policy folder; `config` is a dataclass of plain values."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {
+        "format": FORMAT,
+        "algorithm": algorithm,
+        "config": asdict(config) if is_dataclass(config) and not isinstance(config, type) else config,
+        "observation_space": describe_space(observation_space),
+        "action_space": describe_space(action_space),
+    }
+    save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def load_policy(folder: str | Path, algorithm: str) -> PolicyFolder:
+    """Read a policy folder.
+
+    Raises:
+        ValueError: if it holds a policy of another algorithm or format.
+    """
+    description = json.loads((Path(folder) / DESCRIPTION).read_text(encoding="utf-8"))
+    if description.get("format") != FORMAT or description.get("algorithm") != algorithm:
+        raise ValueError(
+            f"expected a policy of {algorithm} in format {FORMAT}, got one of {description.get('algorithm')} in format "
+            f"{description.get('format')}: load it with the class that saved it."
+        )
+    return PolicyFolder(
+        algorithm,
+        description["config"],
+        space_from(description["observation_space"]),
+        space_from(description["action_space"]),
+        load_file(Path(folder) / WEIGHTS),
+    )
+
+
+def describe_space(space: spaces.Space) -> dict[str, Any]:
+    """Say what a space is in plain values. Raises ValueError for one that is no array."""
+    if isinstance(space, spaces.Box):
+        bounds = {"low": space.low.tolist(), "high": space.high.tolist()}
+        # JSON has no infinity, and numbers that are too large for a type read back as one.
+        return {"kind": "Box", "dtype": str(space.dtype), "shape": list(space.shape), **_finite(bounds)}
+    if isinstance(space, spaces.Discrete):
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": np.asarray(space.start).tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"kind": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(space.shape)}
+    raise ValueError(f"expected a Box, Discrete, MultiDiscrete or MultiBinary space, got {space}")
+
+
+def space_from(description: Mapping[str, Any]) -> spaces.Space:
+    """Make a space from what `describe_space` said of it."""
+    kind = description["kind"]
+    if kind == "Box":
+        dtype = np.dtype(description["dtype"])
+        low, high = (np.array(description[name], dtype=np.float64).astype(dtype) for name in ("low", "high"))
+        return spaces.Box(low, high, tuple(description["shape"]), dtype.type)
+    if kind == "Discrete":
+        return spaces.Discrete(description["n"], start=description["start"])
+    if kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(np.array(description["nvec"]), start=np.array(description["start"]))
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(description["n"])
+    raise ValueError(f"expected the description of a space, got one of kind {kind!r}")
+
+
+class Agent(Protocol):
+    """What `learn` drives."""
+
+    @property
+    def env_steps(self) -> int: ...  # noqa: D102
+
+    def steps(self) -> Iterator[dict[str, float]]: ...  # noqa: D102
+
+
+def learn(agent: Agent, env_steps: int | None = None) -> list[dict[str, float]]:
+    """Take updates until `env_steps` steps of environments were made since the start, or all updates of the agent.
+
+    Returns:
+        The metrics of each update.
+    """
+    history: list[dict[str, float]] = []
+    for metrics in agent.steps():
+        history.append(metrics)
+        if env_steps is not None and agent.env_steps >= env_steps:
+            break
+    return history
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return str(value) if value in (float("inf"), float("-inf")) else value

@@ -1,0 +1,166 @@
+"""Settings of DQN, and those that solve known environments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """What is remembered, and how it is drawn.
+
+    capacity: transitions kept, of all environments together.
+    n_step: rewards summed before the bootstrap.
+    priority_exponent: alpha of prioritised replay: 0 draws uniformly, 1 in proportion to the TD errors.
+    priority_correction: beta at the start, which goes to 1 in a straight line over the run; 1 takes away all of the
+        bias that drawing by priority brings.
+    """
+
+    capacity: int = 100_000
+    n_step: int = 1
+    priority_exponent: float = 0.0
+    priority_correction: float = 0.4
+
+
+@dataclass(frozen=True)
+class ExplorationConfig:
+    """How often actions are random: always before learning starts, then from `start` down to `end`, where it stays.
+
+    start, end: shares of random actions.
+    fraction: of the run that it takes from one to the other.
+    """
+
+    start: float = 1.0
+    end: float = 0.05
+    fraction: float = 0.1
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """The slower copy of the network that the targets come from.
+
+    every: updates between two of its own.
+    rate: how far it then goes towards the online network: 1 copies it, a small rate after every update averages it.
+    double: whether the online network chooses the action that this one values.
+    """
+
+    every: int = 250
+    rate: float = 1.0
+    double: bool = True
+
+
+@dataclass(frozen=True)
+class DQNConfig:
+    """Settings of DQN. Environment steps are counted singly: one step of 8 environments counts as 8.
+
+    env_steps: environment steps of the whole run.
+    num_envs: environments that play at a time.
+    gamma: discount per step, in [0, 1].
+    learning_rate, final_learning_rate: of Adam, in a straight line from one to the other over the run.
+    batch_size: transitions of one update.
+    learning_starts: environment steps before the first update, with random actions.
+    train_every, updates: after each `train_every` environment steps come `updates` updates.
+    huber_delta: TD error at which the loss turns from a square into a line, in the unit of the returns; None: never.
+    max_grad_norm: longer gradients are scaled down to it.
+    hidden: widths of the layers.
+    dueling: whether the network has one head for the value and one for the advantages.
+    scale_observations: whether numbers that have bounds are mapped to [-1, 1].
+    report_every: environment steps from one metric of `steps()` to the next.
+    seed: of weights, exploration, replay and environments.
+    """
+
+    env_steps: int = 100_000
+    num_envs: int = 1
+    gamma: float = 0.99
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 0.0
+    batch_size: int = 64
+    learning_starts: int = 1_000
+    train_every: int = 4
+    updates: int = 1
+    huber_delta: float | None = 1.0
+    max_grad_norm: float = 10.0
+    hidden: tuple[int, ...] = (256, 256)
+    dueling: bool = False
+    scale_observations: bool = False
+    report_every: int = 1_000
+    seed: int = 0
+    replay: ReplayConfig = ReplayConfig()
+    target: TargetConfig = TargetConfig()
+    exploration: ExplorationConfig = ExplorationConfig()
+
+    def __post_init__(self) -> None:
+        counts = {
+            name: getattr(self, name) for name in ("env_steps", "num_envs", "batch_size", "train_every", "report_every")
+        }
+        counts["target.every"] = self.target.every
+        if too_low := {name: value for name, value in counts.items() if value < 1}:
+            raise ValueError(f"expected at least 1, got {too_low}")
+        shares = {"gamma": self.gamma, "target.rate": self.target.rate, "exploration.end": self.exploration.end}
+        if outside := {name: value for name, value in shares.items() if not 0 <= value <= 1}:
+            raise ValueError(f"expected a share from 0 to 1, got {outside}")
+        if self.target.rate == 0:
+            raise ValueError("target.rate must be above 0: at 0 the target network stays at the first weights for ever")
+        if self.learning_starts >= self.env_steps:
+            raise ValueError(
+                f"learning_starts ({self.learning_starts}) must be below env_steps ({self.env_steps}), "
+                "or nothing is ever learned"
+            )
+
+
+def config_from(plain: Mapping[str, Any]) -> DQNConfig:
+    """Make settings from the plain values that a policy folder keeps."""
+    parts = {"replay": ReplayConfig, "target": TargetConfig, "exploration": ExplorationConfig}
+    told = {name: parts[name](**value) if name in parts else value for name, value in plain.items()}
+    return DQNConfig(**{**told, "hidden": tuple(told["hidden"])})
+
+
+PRESETS: dict[str, DQNConfig] = {
+    "CartPole-v1": DQNConfig(
+        env_steps=40_000,
+        num_envs=8,
+        learning_rate=1e-3,
+        train_every=8,
+        updates=4,
+        hidden=(128, 128),
+        replay=ReplayConfig(n_step=3),
+        target=TargetConfig(every=1, rate=0.01),
+        exploration=ExplorationConfig(end=0.04, fraction=0.16),
+    ),
+    "Acrobot-v1": DQNConfig(
+        num_envs=8,
+        env_steps=100_000,
+        learning_rate=6.3e-4,
+        batch_size=128,
+        learning_starts=1_000,
+        train_every=8,
+        updates=2,
+        replay=ReplayConfig(capacity=50_000, n_step=3),
+        exploration=ExplorationConfig(end=0.1, fraction=0.12),
+    ),
+    "MountainCar-v0": DQNConfig(
+        env_steps=100_000,
+        num_envs=8,
+        learning_rate=2e-3,
+        train_every=16,
+        updates=8,
+        hidden=(128, 128),
+        scale_observations=True,
+        replay=ReplayConfig(capacity=50_000, n_step=3),
+        target=TargetConfig(every=300),
+        exploration=ExplorationConfig(end=0.07, fraction=0.2),
+    ),
+    "LunarLander-v3": DQNConfig(
+        num_envs=8,
+        env_steps=200_000,
+        learning_rate=6.3e-4,
+        batch_size=128,
+        train_every=8,
+        updates=4,
+        replay=ReplayConfig(capacity=100_000, n_step=3),
+        exploration=ExplorationConfig(end=0.05, fraction=0.12),
+    ),
+}
+"""Settings by the id of an environment."""

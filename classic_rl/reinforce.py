@@ -1,0 +1,188 @@
+"""REINFORCE: one gradient step on whole episodes, each action weighed by the return that followed it.
+
+    -log pi(a_t | s_t) * (G_t - b(s_t))
+
+The baseline b is learned on the very returns it is taken from, in their unit; what is left is standardised, if at all,
+after it was taken off. Without a baseline b is 0. The weight gamma^t of the true gradient is left out, as nearly
+everyone does: with it the later steps of an episode would hardly count.
+
+Source: Williams 1992, "Simple statistical gradient-following algorithms"; Sutton & Barto 2018, section 13.4.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from classic_rl.actor_critic import ActorCritic, NetworkConfig, Player, Rollout, explained_variance, next_values
+from classic_rl.agents import learn
+from classic_rl.envs import EnvSource
+from classic_rl.losses import clipped_value_loss, policy_gradient_loss
+from classic_rl.masked import masked_mean, standardize
+from classic_rl.networks import Adam
+from classic_rl.returns import discounted_returns
+
+
+@dataclass(frozen=True)
+class REINFORCEConfig:
+    """Settings of REINFORCE.
+
+    updates: gradient steps of the whole run.
+    num_envs: episodes of an update, each in an environment of its own.
+    max_episode_steps: an episode that is longer is cut here, and its future valued by the baseline.
+    learning_rate: of Adam, at the start; the baseline's is the same.
+    anneal: whether the learning rate goes down to 0 on a straight line.
+    gamma: discount per step.
+    baseline: whether a baseline is learned; without one, what a cut episode would still have earned counts as 0.
+    standardize_advantages: whether those of an update are brought to mean 0 and standard deviation 1.
+    baseline_steps: gradient steps of the baseline on the returns of an update, after they were used.
+    entropy_coef: weight of the entropy beside the policy's loss.
+    max_grad_norm: the policy's gradient is scaled down to this norm.
+    network: of policy and baseline.
+    seed: of weights, environments and actions.
+    """
+
+    updates: int = 200
+    num_envs: int = 16
+    max_episode_steps: int = 1000
+    learning_rate: float = 1e-2
+    anneal: bool = True
+    gamma: float = 0.99
+    baseline: bool = True
+    standardize_advantages: bool = True
+    baseline_steps: int = 10
+    entropy_coef: float = 0.0
+    max_grad_norm: float = 0.5
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "num_envs", "max_episode_steps", "baseline_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+PRESETS: dict[str, REINFORCEConfig] = {
+    "CartPole-v1": REINFORCEConfig(updates=30),
+}
+"""Settings that reach the known returns, for each environment."""
+
+
+class REINFORCE:
+    """The loop: `steps()` yields the metrics of each update; `state()` is all that a resumed run needs.
+
+    Attributes:
+        step, total_steps: updates done, and of the whole run.
+        policy: the policy, and the baseline as its critic.
+    """
+
+    def __init__(self, env: EnvSource, config: REINFORCEConfig) -> None:
+        self.config = config
+        self.player = Player.make(env, config.num_envs, config.network, seed=config.seed, critic=config.baseline)
+        self.policy = self.player.policy
+        actor = nn.ModuleList([self.policy.actor, self.policy.distribution])
+        self.optimizer = Adam(actor, max_grad_norm=config.max_grad_norm)
+        # Its own, since its gradient is in the unit of the returns and would drown the policy's in a common norm.
+        self.baseline = Adam(self.policy.critic) if self.policy.critic is not None else None
+        self.step = 0
+        self.total_steps = config.updates
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps since the start, with those that filled up the time of the longest episodes."""
+        return self.player.env_steps
+
+    def steps(self) -> Iterator[dict[str, float]]:
+        """Run from the current update to the last."""
+        while self.step < self.total_steps:
+            started = time.perf_counter()
+            rollout = self.player.play_episodes(self.config.max_episode_steps)
+            metrics = self.update(rollout)
+            self.step += 1
+            seconds = time.perf_counter() - started
+            speed = {"steps/per_second": rollout.valid.numel() / seconds, "time/step": seconds}
+            yield {**metrics, "steps/total": self.env_steps, **speed}
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Take one gradient step on whole episodes; return the metrics of doing so."""
+        config, counts = self.config, rollout.valid
+        rate = config.learning_rate * (1 - self.step / self.total_steps if config.anneal else 1.0)
+        logprobs, entropies, values = (
+            x.view(rollout.shape) for x in self.policy(rollout.features.flatten(0, 1), rollout.actions.flatten(0, 1))
+        )
+        returns = discounted_returns(
+            rollout.rewards, rollout.terminated, rollout.truncated, next_values(self.policy, rollout, values),
+            gamma=config.gamma,
+        )  # fmt: skip
+        advantages = returns - values.detach()
+        if config.standardize_advantages:
+            advantages = standardize(advantages, counts)
+        policy = masked_mean(policy_gradient_loss(logprobs, advantages), counts)
+        entropy = masked_mean(entropies, counts)
+        norm = self.optimizer.step(policy - config.entropy_coef * entropy, learning_rate=rate)
+        return {
+            "episode/return": torch.where(counts, rollout.rewards, 0.0).sum(dim=1).mean().item(),
+            "episode/length": counts.sum(dim=1).float().mean().item(),
+            "loss/policy": policy.item(),
+            "policy/entropy": entropy.item(),
+            "optim/grad_norm": norm.item(),
+            "optim/learning_rate": rate,
+            **self._fit_baseline(rollout.features[counts], values.detach()[counts], returns[counts], rate),
+        }
+
+    def _fit_baseline(self, features: Tensor, values: Tensor, returns: Tensor, rate: float) -> dict[str, float]:
+        """Move the baseline towards the returns [B] of states [B, ...] that it had valued otherwise [B]."""
+        if self.baseline is None:
+            return {}
+        losses: list[Tensor] = []
+        for _ in range(self.config.baseline_steps):
+            loss = clipped_value_loss(self.policy.values(features), values, returns).mean()
+            self.baseline.step(loss, learning_rate=rate)
+            losses.append(loss.detach())
+        return {
+            "loss/value": torch.stack(losses).mean().item(),
+            "value/explained_variance": explained_variance(values, returns),
+        }
+
+    def learn(self, env_steps: int | None = None) -> list[dict[str, float]]:
+        """Learn until so many environment steps were made, or to the end; return the metrics of each update."""
+        return learn(self, env_steps)
+
+    def act(self, obs: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
+        """Return actions for observations. [N, ...] -> [N, ...]"""
+        return self.policy.act(obs, deterministic=deterministic)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the policy's folder."""
+        self.policy.save(folder, "reinforce")
+
+    @staticmethod
+    def load(folder: str | Path) -> ActorCritic:
+        """Read a policy's folder; what comes back acts, and has no environments to learn in."""
+        return ActorCritic.load(folder, "reinforce")
+
+    def state(self) -> dict[str, Any]:
+        """Return weights, optimizer, environments, generators, statistics and step."""
+        baseline = self.baseline.state() if self.baseline else None
+        return {
+            "optimizer": self.optimizer.state(), "baseline": baseline, "player": self.player.state(), "step": self.step
+        }  # fmt: skip
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from where `state` was taken."""
+        self.optimizer.load_state(state["optimizer"])
+        if self.baseline:
+            self.baseline.load_state(state["baseline"])
+        self.player.load_state(state["player"])
+        self.step = int(state["step"])
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Return nothing: no completions are sampled here."""
+        return []
