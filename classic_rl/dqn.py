@@ -131,7 +131,7 @@ class QPolicy:
         if not isinstance(action_space, spaces.Discrete):
             raise ValueError(f"DQN compares the values of a few actions, so they must be Discrete, got {action_space}")
         self.observation_space, self.action_space, self.config = observation_space, action_space, config
-        self.features = Features(observation_space, scale=True)
+        self.features = Features(observation_space, scale=config.scale_observations)
         self.network = QNetwork(
             self.features.shape, int(action_space.n), config.hidden, dueling=config.dueling,
             generator=torch.Generator().manual_seed(config.seed),

@@ -66,6 +66,7 @@ class DQNConfig:
     max_grad_norm: longer gradients are scaled down to it.
     hidden: widths of the layers.
     dueling: whether the network has one head for the value and one for the advantages.
+    scale_observations: whether numbers that have bounds are mapped to [-1, 1].
     report_every: environment steps from one metric of `steps()` to the next.
     seed: of weights, exploration, replay and environments.
     """
@@ -83,6 +84,7 @@ class DQNConfig:
     max_grad_norm: float = 10.0
     hidden: tuple[int, ...] = (256, 256)
     dueling: bool = False
+    scale_observations: bool = False
     report_every: int = 1_000
     seed: int = 0
     replay: ReplayConfig = ReplayConfig()
@@ -139,15 +141,15 @@ PRESETS: dict[str, DQNConfig] = {
         exploration=ExplorationConfig(end=0.1, fraction=0.12),
     ),
     "MountainCar-v0": DQNConfig(
+        env_steps=100_000,
         num_envs=8,
-        env_steps=120_000,
-        gamma=0.98,
-        learning_rate=4e-3,
-        batch_size=128,
+        learning_rate=2e-3,
         train_every=16,
         updates=8,
+        hidden=(128, 128),
+        scale_observations=True,
+        replay=ReplayConfig(capacity=50_000, n_step=3),
         target=TargetConfig(every=300),
-        replay=ReplayConfig(capacity=10_000),
         exploration=ExplorationConfig(end=0.07, fraction=0.2),
     ),
     "LunarLander-v3": DQNConfig(

@@ -270,7 +270,8 @@ def _bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
     """Middle and half width of each number of a Box, 0 and 1 for those without bounds. [D], [D]"""
     low, high = space.low.reshape(-1).astype(np.float64), space.high.reshape(-1).astype(np.float64)
     bounded = (low > -1e6) & (high < 1e6) & (high > low)  # some give the largest float for infinity
-    middle, half = np.where(bounded, (low + high) / 2, 0.0), np.where(bounded, (high - low) / 2, 1.0)
+    low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+    middle, half = (low + high) / 2, (high - low) / 2
     return middle.astype(np.float32), half.astype(np.float32)
 
 
