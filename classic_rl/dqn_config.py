@@ -92,15 +92,22 @@ class DQNConfig:
     exploration: ExplorationConfig = ExplorationConfig()
 
     def __post_init__(self) -> None:
-        counts = {
-            name: getattr(self, name) for name in ("env_steps", "num_envs", "batch_size", "train_every", "report_every")
-        }
-        counts["target.every"] = self.target.every
+        names = ("env_steps", "num_envs", "batch_size", "train_every", "updates", "report_every")
+        counts = {**{name: getattr(self, name) for name in names}, "target.every": self.target.every}
         if too_low := {name: value for name, value in counts.items() if value < 1}:
             raise ValueError(f"expected at least 1, got {too_low}")
-        shares = {"gamma": self.gamma, "target.rate": self.target.rate, "exploration.end": self.exploration.end}
+        shares = {
+            "gamma": self.gamma,
+            "target.rate": self.target.rate,
+            "exploration.start": self.exploration.start,
+            "exploration.end": self.exploration.end,
+            "exploration.fraction": self.exploration.fraction,
+            "replay.priority_correction": self.replay.priority_correction,
+        }
         if outside := {name: value for name, value in shares.items() if not 0 <= value <= 1}:
             raise ValueError(f"expected a share from 0 to 1, got {outside}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         if self.target.rate == 0:
             raise ValueError("target.rate must be above 0: at 0 the target network stays at the first weights for ever")
         if self.learning_starts >= self.env_steps:
