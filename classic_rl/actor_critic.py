@@ -41,7 +41,7 @@ class Categorical(nn.Module):
             self.sizes, self.start = space.nvec.reshape(-1).tolist(), space.start
         else:
             self.sizes, self.start = [2] * math.prod(shape_of(space)), 0
-        self.single, self.shape, self.dtype = isinstance(space, spaces.Discrete), space.shape, space.dtype
+        self.single, self.shape, self.dtype = isinstance(space, spaces.Discrete), shape_of(space), space.dtype
         self.outputs = sum(self.sizes)
 
     def draw(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -27,6 +27,8 @@ BARS = "▁▂▃▄▅▆▇█"
 
 SHORT = {
     "reward/mean": "reward",
+    "episode/return": "return",
+    "episode/length": "length",
     "sft/accuracy": "accuracy",
     "kl/reference": "kl",
     "policy/entropy": "entropy",
@@ -36,6 +38,12 @@ SHORT = {
     "optim/loss": "loss",
 }
 """What a line off the terminal tells, under which name; "reward/std" is written beside the reward."""
+
+SPEED = {"tokens/per_second": "tok/s", "steps/per_second": "steps/s"}
+"""What tells how fast it goes, and its unit."""
+
+MAIN = ("reward/mean", "episode/return")
+"""What is to rise: bold, and drawn where there is room."""
 
 Metrics = Mapping[str, float]
 
@@ -88,7 +96,7 @@ class Display:
         self._step = step
         evaluated = {name: value for name, value in metrics.items() if name.startswith("eval/")}
         self._metrics = {name: value for name, value in metrics.items() if name not in evaluated}
-        self._rewards.extend([metrics["reward/mean"]] if "reward/mean" in metrics else [])
+        self._rewards.extend([metrics[name] for name in MAIN if name in metrics][:1])
         if evaluated:
             self._evaluation = (step, evaluated)
         if self._live:
@@ -134,8 +142,7 @@ class Display:
         for name, short in SHORT.items():
             if name in self._metrics:
                 parts.append(f"{short} {self._value(name)}")
-        if "tokens/per_second" in self._metrics:
-            parts.append(f"{self._value('tokens/per_second')} tok/s")
+        parts += [f"{self._value(name)} {unit}" for name, unit in SPEED.items() if name in self._metrics]
         if left := self._time_left():
             parts.append(f"left {left}")
         line = Text("  ".join(parts))
@@ -187,15 +194,14 @@ class Display:
         header.add_column(ratio=1)
         header.add_column(no_wrap=True, justify="right")
         told = [f"{self._time_left()} left"] if self._time_left() else []
-        if "tokens/per_second" in self._metrics:
-            told.append(f"{number('tokens/per_second', self._metrics['tokens/per_second'])} tokens/s")
+        told += [f"{self._value(name)} {unit}" for name, unit in SPEED.items() if name in self._metrics]
         bar = ProgressBar(total=max(1, self.total_steps), completed=self._step, complete_style="cyan")
         header.add_row(Text(f"step {self._step}/{self.total_steps}", "bold"), bar, Text("   ".join(told), "dim"))
         return header
 
     def _numbers(self) -> Table:
         """The metrics in as many columns as the width allows, in reading order, top to bottom."""
-        hidden = {"reward/std", "tokens/per_second", "tokens/total"}
+        hidden = {"reward/std", "tokens/total", *SPEED}
         names = [name for name in in_order(self._metrics) if name not in hidden]
         columns = max(1, min(4, (self.console.width - 2) // 38))
         height = max(1, -(-len(names) // columns))
@@ -206,10 +212,10 @@ class Display:
         return grid
 
     def _cell(self, name: str) -> Text:
-        style = "bold" if name == "reward/mean" else ""
+        style = "bold" if name in MAIN else ""
         words = shorten(self._plain(label(name).words), 24)
         cell = Text.assemble((f"{words:<22} ", "dim"), (self._value(name), style), no_wrap=True, overflow="ellipsis")
-        if name == "reward/mean" and not self._ascii and self.console.width >= 100:
+        if name in MAIN and not self._ascii and self.console.width >= 100:
             cell.append(f" {sparkline(list(self._rewards), 8)}", "cyan")
         return cell
 

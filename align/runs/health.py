@@ -140,9 +140,10 @@ def _entropy_collapse(first: Steps, recent: Steps) -> Iterable[Finding]:
         return
     yield Finding(
         "entropy collapse",
-        f"The entropy fell from {fmean(start):.3g} to {fmean(now):.2g} nats per token by step {_now(recent)} "
+        f"The entropy fell from {fmean(start):.3g} to {fmean(now):.2g} nats per action by step {_now(recent)} "
         "while the reward gained little: the policy no longer explores.",
-        "Lower learning_rate, raise temperature, or hold the policy nearer to its start with kl_coef.",
+        "Lower learning_rate; with a language model raise temperature, or hold the policy nearer to its start with "
+        "kl_coef; with an agent raise entropy_coef.",
         _now(recent),
     )
 
@@ -223,7 +224,7 @@ def _clip_fraction(first: Steps, recent: Steps) -> Iterable[Finding]:
     if values and fmean(values) > LARGE_CLIP_FRACTION:
         yield Finding(
             "clip fraction high",
-            f"{fmean(values):.0%} of token ratios were clipped over the last 10 steps (step {_now(recent)}): "
+            f"{fmean(values):.0%} of ratios were clipped over the last 10 steps (step {_now(recent)}): "
             "the updates are larger than the data supports.",
             "Lower learning_rate, or take fewer updates from each rollout.",
             _now(recent),
@@ -231,8 +232,12 @@ def _clip_fraction(first: Steps, recent: Steps) -> Iterable[Finding]:
 
 
 def _reward_gain(first: Steps, recent: Steps, count: int) -> float:
-    """How far the mean reward rose, in units of its spread in the first steps; inf or 0 where that spread is 0."""
-    start, now = _values(first, "reward/mean")[:count], _values(recent, "reward/mean")[-count:]
+    """How far the mean reward rose, in units of its spread in the first steps; inf or 0 where that spread is 0.
+
+    Of an agent in environments it is the return that rises, without a spread.
+    """
+    name = "reward/mean" if _values(recent, "reward/mean") else "episode/return"
+    start, now = _values(first, name)[:count], _values(recent, name)[-count:]
     spread = _values(first, "reward/std")[:count]
     if not start or not now:
         return 0.0

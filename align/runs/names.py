@@ -17,7 +17,9 @@ class Label(NamedTuple):
 LABELS: dict[str, Label] = {
     "reward/mean": Label("reward", "mean of the rollout"),
     "reward/std": Label("spread of reward", "standard deviation"),
-    "policy/entropy": Label("entropy", "nats per token"),
+    "episode/return": Label("return", "mean of the latest episodes", ".4g"),
+    "episode/length": Label("episode length", "steps, mean", ".1f"),
+    "policy/entropy": Label("entropy", "nats per action"),
     "kl/reference": Label("KL to the reference", "nats per token"),
     "completion/length": Label("completion length", "tokens, mean", ".1f"),
     "completion/truncated": Label("completions cut", "share at max_new_tokens", ".0%"),
@@ -32,6 +34,11 @@ LABELS: dict[str, Label] = {
     "tokens/generated": Label("tokens sampled", "in the step", ",.0f"),
     "tokens/trained": Label("tokens learned from", "in the step", ",.0f"),
     "tokens/total": Label("tokens", "since the start", ",.0f"),
+    "episode/count": Label("episodes", "since the start", ",.0f"),
+    "steps/per_second": Label("speed", "environment steps per second", ",.0f"),
+    "steps/total": Label("environment steps", "since the start", ",.0f"),
+    "value/explained_variance": Label("critic explains", "share of the variance of returns", ".0%"),
+    "policy/approx_kl": Label("KL of the update", "nats per action"),
     "time/step": Label("time of a step", "seconds", ".2f"),
     "time/sample": Label("time of sampling", "seconds", ".2f"),
 }
@@ -43,7 +50,7 @@ def label(name: str) -> Label:
     if name.startswith("eval/"):
         # An evaluation is named after the metric of training that it repeats: eval/reward/mean, eval/loss.
         inner = label(name.removeprefix("eval/"))
-        return inner._replace(words=f"held-out {inner.words}", unit=inner.unit.replace("of the rollout", "held out"))
+        return inner._replace(words=f"held-out {inner.words}", unit=_held_out(inner.unit))
     if name.startswith("reward/") and name not in LABELS:
         return Label(f"reward: {_words(name.removeprefix('reward/'))}", "mean of the rollout")
     return LABELS.get(name, Label(_words(name)))
@@ -78,6 +85,10 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _held_out(unit: str) -> str:
+    return unit.replace("of the rollout", "held out").replace("of the latest episodes", "of held-out episodes")
 
 
 def _words(name: str) -> str:

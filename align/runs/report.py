@@ -76,7 +76,7 @@ def _head(name: str, history: Sequence[Mapping[str, float]], events: Lines) -> s
     total = next((event["total_steps"] for event in events if "total_steps" in event), None)
     tiles = [("steps", f"{steps:,}" + (f" <small>of {int(total):,}</small>" if total else ""))]
     for metric in in_order({name for line in history for name in line}):
-        if metric.startswith("eval/") or metric in ("reward/mean", "sft/accuracy"):
+        if metric.startswith("eval/") or metric in ("reward/mean", "episode/return", "sft/accuracy"):
             tiles.append((_shown(label(metric).words), _from_to(metric, history)))
     seconds = sum(value for line in history if math.isfinite(value := line.get("time/step", 0.0)))
     if seconds:

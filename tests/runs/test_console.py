@@ -206,3 +206,19 @@ def test_a_sparkline_follows_its_values() -> None:
 def test_log_every_nought_is_refused_with_the_way_out() -> None:
     with pytest.raises(ValueError, match="log_every must be at least 1, got 0: use quiet"):
         Display(10, log_every=0)
+
+
+def test_an_agent_is_told_by_its_return_and_its_steps_a_second() -> None:
+    display, file = shown(terminal=False)
+    with display:
+        display.step(
+            3,
+            {
+                "episode/return": 123.456,
+                "episode/length": 99.0,
+                "steps/per_second": 20_123.4,
+                "eval/episode/return": 500.0,
+            },
+        )
+    assert file.getvalue().startswith("step 3/10  return 123.5  length 99.0  20,123 steps/s")
+    assert file.getvalue().endswith("held out: return 500\n")

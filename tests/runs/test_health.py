@@ -85,7 +85,7 @@ UNHEALTHY = [
     ("exploding gradient", changed("optim/grad_norm", lambda step: 1.05**step), "gradient norm grew", "learning_rate"),
     ("reward part never fires: format", changed("reward/format", lambda step: 0.0), "(steps 1-20)", "Read some"),
     ("reward does not rise", changed("reward/mean", lambda step: 0.28), "0.28 in steps 81-100", "learning_rate"),
-    ("clip fraction high", changed("policy/clip_fraction", lambda step: 0.4), "40% of token ratios", "learning_rate"),
+    ("clip fraction high", changed("policy/clip_fraction", lambda step: 0.4), "40% of ratios", "learning_rate"),
     ("not finite: optim/loss", changed("optim/loss", lambda step: math.nan if step == 9 else 0.0), "at step 9", "data"),
 ]
 
@@ -105,6 +105,13 @@ def test_each_rule_has_a_case_here() -> None:
 def test_a_policy_that_is_sure_of_what_it_learned_has_not_collapsed() -> None:
     history = changed("policy/entropy", lambda step: 0.9 if step < 60 else 0.01)
     assert "entropy collapse" not in {finding.name for finding in findings(history)}
+
+
+@pytest.mark.parametrize(("gain", "collapsed"), [(100.0, False), (0.0, True)])
+def test_an_agent_that_grew_sure_has_collapsed_only_where_its_return_did_not_rise(gain: float, collapsed: bool) -> None:
+    steps = range(1, 151)
+    history = [{"step": n, "policy/entropy": 0.7 / n, "episode/return": 20 + gain * n / 150} for n in steps]
+    assert ("entropy collapse" in {finding.name for finding in findings(history)}) == collapsed
 
 
 def test_a_finding_is_said_once_and_at_the_step_at_which_it_is_seen() -> None:
