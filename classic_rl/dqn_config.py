@@ -137,15 +137,15 @@ PRESETS: dict[str, DQNConfig] = {
         exploration=ExplorationConfig(end=0.04, fraction=0.16),
     ),
     "Acrobot-v1": DQNConfig(
+        env_steps=60_000,
         num_envs=8,
-        env_steps=100_000,
-        learning_rate=6.3e-4,
-        batch_size=128,
-        learning_starts=1_000,
+        learning_rate=1e-3,
         train_every=8,
-        updates=2,
-        replay=ReplayConfig(capacity=50_000, n_step=3),
-        exploration=ExplorationConfig(end=0.1, fraction=0.12),
+        updates=4,
+        hidden=(128, 128),
+        replay=ReplayConfig(n_step=3),
+        target=TargetConfig(every=1, rate=0.01),
+        exploration=ExplorationConfig(end=0.05, fraction=0.16),
     ),
     "MountainCar-v0": DQNConfig(
         env_steps=100_000,
@@ -170,4 +170,4 @@ PRESETS: dict[str, DQNConfig] = {
         exploration=ExplorationConfig(end=0.05, fraction=0.12),
     ),
 }
-"""Settings by the id of an environment."""
+"""Settings by the id of an environment; `python -m benchmarks.dqn_goals` says how far each one gets."""
