@@ -92,15 +92,22 @@ class DQNConfig:
     exploration: ExplorationConfig = ExplorationConfig()
 
     def __post_init__(self) -> None:
-        counts = {
-            name: getattr(self, name) for name in ("env_steps", "num_envs", "batch_size", "train_every", "report_every")
-        }
-        counts["target.every"] = self.target.every
+        names = ("env_steps", "num_envs", "batch_size", "train_every", "updates", "report_every")
+        counts = {**{name: getattr(self, name) for name in names}, "target.every": self.target.every}
         if too_low := {name: value for name, value in counts.items() if value < 1}:
             raise ValueError(f"expected at least 1, got {too_low}")
-        shares = {"gamma": self.gamma, "target.rate": self.target.rate, "exploration.end": self.exploration.end}
+        shares = {
+            "gamma": self.gamma,
+            "target.rate": self.target.rate,
+            "exploration.start": self.exploration.start,
+            "exploration.end": self.exploration.end,
+            "exploration.fraction": self.exploration.fraction,
+            "replay.priority_correction": self.replay.priority_correction,
+        }
         if outside := {name: value for name, value in shares.items() if not 0 <= value <= 1}:
             raise ValueError(f"expected a share from 0 to 1, got {outside}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         if self.target.rate == 0:
             raise ValueError("target.rate must be above 0: at 0 the target network stays at the first weights for ever")
         if self.learning_starts >= self.env_steps:
@@ -130,15 +137,15 @@ PRESETS: dict[str, DQNConfig] = {
         exploration=ExplorationConfig(end=0.04, fraction=0.16),
     ),
     "Acrobot-v1": DQNConfig(
+        env_steps=60_000,
         num_envs=8,
-        env_steps=100_000,
-        learning_rate=6.3e-4,
-        batch_size=128,
-        learning_starts=1_000,
+        learning_rate=1e-3,
         train_every=8,
-        updates=2,
-        replay=ReplayConfig(capacity=50_000, n_step=3),
-        exploration=ExplorationConfig(end=0.1, fraction=0.12),
+        updates=4,
+        hidden=(128, 128),
+        replay=ReplayConfig(n_step=3),
+        target=TargetConfig(every=1, rate=0.01),
+        exploration=ExplorationConfig(end=0.05, fraction=0.16),
     ),
     "MountainCar-v0": DQNConfig(
         env_steps=100_000,
@@ -163,4 +170,4 @@ PRESETS: dict[str, DQNConfig] = {
         exploration=ExplorationConfig(end=0.05, fraction=0.12),
     ),
 }
-"""Settings by the id of an environment."""
+"""Settings by the id of an environment; `python -m benchmarks.dqn_goals` says how far each one gets."""

@@ -4,7 +4,7 @@ The figures of an update are over all its minibatches together.
 """
 
 METRICS: dict[str, str] = {
-    "episode/return": "mean over the latest 100 episodes, in tables those of the step, of the undiscounted sum of rewards",
+    "episode/return": "mean over the latest 100 episodes, in tables the step's, of the undiscounted sum of rewards",
     "episode/length": "mean over the same episodes of their steps",
     "episode/count": "episodes that ended since the start",
     "steps/total": "environment steps since the start, all environments together; none from a learned model",

@@ -290,7 +290,10 @@ def test_actions_that_are_not_discrete_are_refused():
     ("changes", "advice"),
     [
         ({"batch_size": 0}, "at least 1"),
+        ({"updates": 0}, "at least 1"),
         ({"gamma": 1.5}, "share from 0 to 1"),
+        ({"exploration": ExplorationConfig(fraction=1.5)}, "share from 0 to 1"),
+        ({"learning_rate": 0.0}, "above 0"),
         ({"target": TargetConfig(rate=0.0)}, "above 0"),
         ({"learning_starts": 240}, "nothing is ever learned"),
     ],
