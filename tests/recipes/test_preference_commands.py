@@ -93,7 +93,7 @@ def test_the_walk_is_learned_from_the_models_own_answers(forks: Forks, tmp_path:
 
 def test_right_answers_are_preferred_to_wrong_ones_of_the_same_walk_and_liked():
     prompt = [{"role": "user", "content": "kRDLU"}]
-    told = [Answer(prompt, text, right) for text, right in (("a", False), ("b", True), ("", False), ("c", True))]
+    told = [Answer(prompt, text, 2, right) for text, right in (("a", False), ("b", True), ("", False), ("c", True))]
     (pair,) = pairs_of([told, told[:1], told[1:2]])
     assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("b", "a")
     assert [(row["completion"][0]["content"], row["label"]) for row in feedback_of([told])] == [
