@@ -1,0 +1,335 @@
+"""Classic agents against Stable-Baselines3 and CleanRL on CartPole-v1: steps a second, and time until it is solved.
+
+    pip install -e '.[classic,peers]' -c constraints.txt
+    git clone https://github.com/vwxyzjn/cleanrl ../cleanrl
+    python -m benchmarks.classic_vs_peers --cleanrl ../cleanrl                  half an hour
+    python -m benchmarks.classic_vs_peers --rounds 1 --steps 2000 --seeds 0     some minutes: does it still run?
+
+Sides take turns, every turn in a process of its own with one thread. Seconds are the processor's, which other programs
+disturb less than the clock. In `speed` both sides have the peer's hyper-parameters: for Stable-Baselines3 those that
+its zoo has tuned, for CleanRL its defaults. In `solve` each has its own, and plays 100 greedy episodes about every
+2,048 steps, off the clock; CartPole is solved once their mean return is 475.
+
+CleanRL's files run as they are, but for two changes made to the text as it is read: a call at the end of an iteration,
+which looks at the agent; and in dqn.py the last observation of an episode, which Gymnasium 1.x gives in another place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.alternate import machine, spread, table, use_one_thread
+
+ENV, SOLVED = "CartPole-v1", 475.0
+LOOK_EVERY = 2048
+"""Environment steps between two evaluations of `solve`."""
+MOST_STEPS = 300_000
+"""Environment steps after which `solve` gives up."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one process is asked for: a side of a row, a seed, and environment steps of `speed`, or None for `solve`."""
+
+    side: Callable[[Turn], float]
+    seed: int
+    steps: int | None = None
+    cleanrl: str | None = None
+
+    def look(self) -> Callable[[Any, int], bool]:
+        """Return what says, off the clock, whether a policy solves the environment by now."""
+        from classic_rl.evaluate import evaluate
+
+        looked = 0
+
+        def solved(act: Any, env_steps: int) -> bool:
+            nonlocal looked
+            if env_steps - looked < LOOK_EVERY:
+                return False
+            looked = env_steps
+            return evaluate(act, ENV, episodes=100, seed=self.seed).returns.mean() >= SOLVED
+
+        return solved
+
+
+class Stopwatch:
+    """Processor seconds, without those spent off the clock."""
+
+    def __init__(self) -> None:
+        self.began, self.left_out = time.process_time(), 0.0
+
+    def off(self, look: Callable[[], bool]) -> bool:
+        """Do something off the clock."""
+        began = time.process_time()
+        result = look()
+        self.left_out += time.process_time() - began
+        return result
+
+    @property
+    def seconds(self) -> float:
+        return time.process_time() - self.began - self.left_out
+
+
+# --- our sides ---
+
+
+def ours(agent: Any, turn: Turn) -> float:
+    """Steps a second, or seconds until solved."""
+    watch, solved = Stopwatch(), turn.look()
+    for _ in agent.steps():
+        if turn.steps is None and watch.off(lambda: solved(agent.act, agent.env_steps)):
+            return watch.seconds
+    return agent.env_steps / watch.seconds if turn.steps else float("inf")
+
+
+def ppo_as_sb3(turn: Turn) -> float:
+    from classic_rl.ppo import PPO, PPOConfig
+
+    config = PPOConfig(
+        env_steps=turn.steps or MOST_STEPS, num_envs=8, rollout_steps=32, epochs=20, minibatches=1, learning_rate=1e-3,
+        gamma=0.98, lam=0.8, clip=0.2, seed=turn.seed,
+    )  # fmt: skip
+    return ours(PPO(ENV, config), turn)
+
+
+def ppo_as_cleanrl(turn: Turn) -> float:
+    from classic_rl.ppo import PPO, PPOConfig
+
+    config = PPOConfig(
+        env_steps=turn.steps or MOST_STEPS, num_envs=4, rollout_steps=128, epochs=4, minibatches=4,
+        learning_rate=2.5e-4, gamma=0.99, lam=0.95, clip=0.2, value_clip=0.2, entropy_coef=0.01, seed=turn.seed,
+    )  # fmt: skip
+    return ours(PPO(ENV, config), turn)
+
+
+def ppo_preset(turn: Turn) -> float:
+    from classic_rl.ppo import PPO, PRESETS
+
+    return ours(PPO(ENV, replace(PRESETS[ENV], seed=turn.seed)), turn)
+
+
+def dqn_as_sb3(turn: Turn) -> float:
+    from classic_rl.dqn import DQN
+    from classic_rl.dqn_config import DQNConfig, ExplorationConfig, ReplayConfig, TargetConfig
+
+    config = DQNConfig(
+        env_steps=turn.steps or MOST_STEPS, learning_rate=2.3e-3, final_learning_rate=2.3e-3, batch_size=64,
+        learning_starts=1000, train_every=256, updates=128, hidden=(256, 256), seed=turn.seed,
+        replay=ReplayConfig(capacity=100_000), target=TargetConfig(every=128, double=False),
+        exploration=ExplorationConfig(end=0.04, fraction=0.16),
+    )  # fmt: skip
+    return ours(DQN(ENV, config), turn)
+
+
+def dqn_as_cleanrl(turn: Turn) -> float:
+    from classic_rl.dqn import DQN
+    from classic_rl.dqn_config import DQNConfig, ExplorationConfig, ReplayConfig, TargetConfig
+
+    steps = turn.steps or MOST_STEPS
+    config = DQNConfig(
+        env_steps=steps, learning_rate=2.5e-4, final_learning_rate=2.5e-4, batch_size=128,
+        learning_starts=min(10_000, steps // 2), train_every=10, updates=1, hidden=(120, 84), huber_delta=None,
+        seed=turn.seed, replay=ReplayConfig(capacity=10_000), target=TargetConfig(every=50, double=False),
+        exploration=ExplorationConfig(end=0.05, fraction=0.5),
+    )  # fmt: skip
+    return ours(DQN(ENV, config), turn)
+
+
+def dqn_preset(turn: Turn) -> float:
+    from classic_rl.dqn import DQN
+    from classic_rl.dqn_config import PRESETS
+
+    return ours(DQN(ENV, replace(PRESETS[ENV], seed=turn.seed)), turn)
+
+
+# --- the peers' sides ---
+
+
+def sb3(model: Any, turn: Turn) -> float:
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    watch, solved = Stopwatch(), turn.look()
+
+    def act(obs: Any, *, deterministic: bool) -> Any:
+        return model.predict(obs, deterministic=deterministic)[0]
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            return turn.steps is not None or not watch.off(lambda: solved(act, self.num_timesteps))
+
+    model.learn(turn.steps or MOST_STEPS, callback=Look() if turn.steps is None else None)
+    if turn.steps:
+        return model.num_timesteps / watch.seconds
+    return watch.seconds if model.num_timesteps < MOST_STEPS else float("inf")
+
+
+def sb3_ppo(turn: Turn) -> float:
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    model = PPO(
+        "MlpPolicy", make_vec_env(ENV, 8, seed=turn.seed), n_steps=32, batch_size=256, gae_lambda=0.8, gamma=0.98,
+        n_epochs=20, learning_rate=lambda left: 1e-3 * left, clip_range=lambda left: 0.2 * left, seed=turn.seed,
+        device="cpu",
+    )  # fmt: skip
+    return sb3(model, turn)
+
+
+def sb3_dqn(turn: Turn) -> float:
+    from stable_baselines3 import DQN
+
+    model = DQN(
+        "MlpPolicy", ENV, learning_rate=2.3e-3, batch_size=64, buffer_size=100_000, learning_starts=1000, gamma=0.99,
+        target_update_interval=10, train_freq=256, gradient_steps=128, exploration_fraction=0.16,
+        exploration_final_eps=0.04, policy_kwargs={"net_arch": [256, 256]}, seed=turn.seed, device="cpu",
+    )  # fmt: skip
+    return sb3(model, turn)
+
+
+def cleanrl_ppo(turn: Turn) -> float:
+    end = '        print("SPS:", int(global_step / (time.time() - start_time)))\n'
+    changes = {end: end + "        LOOK(agent, global_step)\n"}
+    return cleanrl(turn, "ppo.py", changes, lambda agent: agent.actor)
+
+
+def cleanrl_dqn(turn: Turn) -> float:
+    end = "        obs = next_obs\n"
+    changes = {
+        end: end + "        LOOK(q_network, global_step)\n",
+        'infos["final_observation"][idx]': "next_obs[idx]",
+    }
+    return cleanrl(turn, "dqn.py", changes, lambda agent: agent)
+
+
+def cleanrl(turn: Turn, name: str, changes: dict[str, str], outputs_of: Callable[[Any], Any]) -> float:
+    """Run a file of CleanRL with some changes, and look at its agent now and then."""
+    import torch
+
+    assert turn.cleanrl is not None
+    text = (Path(turn.cleanrl) / "cleanrl" / name).read_text()
+    for old, new in changes.items():
+        if text.count(old) != 1:
+            raise ValueError(
+                f"{name} has {text.count(old)} times {old!r}: it is another version than this was made for"
+            )
+        text = text.replace(old, new)
+    watch, solved, done = Stopwatch(), turn.look(), 0
+
+    class Solved(Exception):
+        pass
+
+    def look(agent: Any, env_steps: int) -> None:
+        nonlocal done
+        done = env_steps
+
+        @torch.no_grad()
+        def act(obs: Any, *, deterministic: bool) -> Any:
+            return outputs_of(agent)(torch.as_tensor(obs)).argmax(dim=-1).numpy()
+
+        if turn.steps is None and watch.off(lambda: solved(act, env_steps)):
+            raise Solved
+
+    with tempfile.TemporaryDirectory() as directory, redirect_stdout(sys.stderr):
+        file = Path(directory) / name
+        file.write_text(text)
+        sys.path.insert(0, turn.cleanrl)  # dqn.py imports its replay from there
+        sys.argv = [name, "--env-id", ENV, "--seed", str(turn.seed), "--no-cuda"]
+        sys.argv += ["--total-timesteps", str(turn.steps or MOST_STEPS)]
+        os.chdir(directory)  # it writes its logs where it stands
+        try:
+            exec(compile(text, str(file), "exec"), {"__name__": "__main__", "__file__": str(file), "LOOK": look})
+        except Solved:
+            return watch.seconds
+        finally:
+            os.chdir("/")
+    return done / watch.seconds if turn.steps else float("inf")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A comparison: ours at the peer's hyper-parameters, ours by preset, the peer; what the ratios are to reach."""
+
+    name: str
+    same: Callable[[Turn], float]
+    preset: Callable[[Turn], float]
+    peer: Callable[[Turn], float]
+    speed: str = ""
+    solve: str = ""
+
+
+ROWS = (
+    Row("PPO, Stable-Baselines3", ppo_as_sb3, ppo_preset, sb3_ppo, speed="2", solve="4"),
+    Row("PPO, CleanRL", ppo_as_cleanrl, ppo_preset, cleanrl_ppo, speed="3", solve="4"),
+    Row("DQN, Stable-Baselines3", dqn_as_sb3, dqn_preset, sb3_dqn, speed="2"),
+    Row("DQN, CleanRL", dqn_as_cleanrl, dqn_preset, cleanrl_dqn),
+)
+
+
+def measured(turn: Turn) -> float:
+    """Take a turn in this process."""
+    use_one_thread()
+    import torch
+
+    torch.set_num_threads(1)
+    return turn.side(turn)
+
+
+def in_turns(turns: Iterable[Turn]) -> list[float]:
+    """Take turns, each in a new process."""
+    results = []
+    for turn in turns:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            results.append(process.submit(measured, turn).result())
+        print(json.dumps({"side": turn.side.__name__, "seed": turn.seed, "result": round(results[-1], 2)}), flush=True)
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the rows, and print two tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cleanrl", help="a clone of CleanRL; without it, its rows are left out")
+    parser.add_argument("--rounds", type=int, default=5, help="of the speed of each row")
+    parser.add_argument("--steps", type=int, default=20_000, help="environment steps of a turn of the speed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the time until solved")
+    parser.add_argument("--only", choices=["ppo", "dqn"], help="one of the two")
+    options = parser.parse_args(arguments)
+    use_one_thread()
+    print(machine(("torch", "gymnasium", "stable-baselines3")))
+    folder = str(Path(options.cleanrl).resolve()) if options.cleanrl else None
+    rows = [row for row in ROWS if folder or "CleanRL" not in row.name]
+    rows = [row for row in rows if options.only is None or row.name.lower().startswith(options.only)]
+
+    speeds, times = [], []
+    for row in rows:
+        sides = [(side, seed) for seed in range(options.rounds) for side in (row.same, row.peer)]
+        results = in_turns(Turn(side, seed, options.steps, folder) for side, seed in sides)
+        one, other = results[::2], results[1::2]
+        ratios = [ours / theirs for ours, theirs in zip(one, other, strict=True)]
+        speeds.append([row.name, spread(one, 0), spread(other, 0), spread(ratios, 2), row.speed])
+        sides = [(side, seed) for seed in options.seeds for side in (row.preset, row.peer)]
+        results = in_turns(Turn(side, seed, None, folder) for side, seed in sides)
+        one, other = results[::2], results[1::2]
+        ratio = statistics.median(other) / statistics.median(one)
+        times.append([row.name, spread(one, 1), spread(other, 1), f"{ratio:.1f}", row.solve])
+    print(f"\nspeed: environment steps a second at the peer's hyper-parameters, {options.steps:,} steps a turn")
+    print(table(["against", "ours", "peer", "ours / peer", "target"], speeds))
+    print(f"\nsolve: seconds until {ENV} is solved, seeds {options.seeds}; ours by its preset")
+    print(table(["against", "ours", "peer", "peer / ours, of the medians", "target"], times))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
