@@ -48,7 +48,7 @@ def pairing_of(row: dict) -> str:
 
 def test_each_right_answer_is_preferred_to_each_wrong_one_of_its_walk_and_repetitions_count_once():
     said = [("<think>b</think>b", True), ("a", False), ("a", False), ("b", True), ("  ", False), ("<think>c", False)]
-    pairs = pairs_of([[Answer(PROMPT, text, right) for text, right in said], [Answer(PROMPT, "a", False)]])
+    pairs = pairs_of([[Answer(PROMPT, text, 1, right) for text, right in said], [Answer(PROMPT, "a", 1, False)]])
     texts = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in pairs]
     assert texts == [(right, wrong) for right in ("<think>b</think>b", "b") for wrong in ("a", "<think>c")]
     assert [row["pairing"] for row in pairs] == ["think_over_guess"] * 2 + ["both_guess"] * 2
