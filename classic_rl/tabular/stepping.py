@@ -89,7 +89,7 @@ class TableStepper:
 
     Attributes:
         table: cumulative probabilities of an action's outcomes, empty where there is one, and (next state, reward,
-            terminated) of each. [S][A]
+            terminated) of each, at the place where `bisect_right` puts a draw. [S][A]
         limit: steps after which an episode is truncated.
         uniforms: the numbers by which it goes, one a step.
 
@@ -125,7 +125,7 @@ class TableStepper:
         draws = self._draws
         draw = draws.pop() if draws else self.uniforms.next()
         cumulative, outcomes = self.table[self._state][action]
-        next_state, reward, terminated = outcomes[index_of(cumulative, draw)] if cumulative else outcomes[0]
+        next_state, reward, terminated = outcomes[bisect_right(cumulative, draw)] if cumulative else outcomes[0]
         self._state = next_state
         self._elapsed = elapsed = self._elapsed + 1
         return next_state, reward, terminated, elapsed >= self.limit
@@ -241,9 +241,12 @@ Drawable = tuple[list[float], list[tuple[int, float, bool]]]
 
 
 def _drawable(outcomes: list[Outcome]) -> Drawable:
-    """Cumulative probabilities, empty where there is nothing to choose, and what follows."""
+    """Cumulative probabilities, empty where there is nothing to choose, and what follows.
+
+    The first outcome stands once more at the end, for a draw above them all: it is what Gymnasium takes then.
+    """
     cumulative = list(accumulate(outcome[0] for outcome in outcomes)) if len(outcomes) > 1 else []
-    return cumulative, [outcome[1:] for outcome in outcomes]
+    return cumulative, [outcome[1:] for outcome in (*outcomes, outcomes[0])]
 
 
 def index_of(cumulative: list[float], draw: float) -> int:
