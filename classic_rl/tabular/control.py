@@ -135,8 +135,8 @@ class QLearning(Control):
 
     def episode(self) -> tuple[float, int]:
         """Act and learn for one episode; return the sum of its rewards, not discounted, and its length."""
-        plain = type(self).learn is QLearning.learn and type(self.behaviour) is EpsilonGreedy
-        if plain and type(self.env) is TableStepper:
+        by_the_target_alone = type(self).learn is QLearning.learn
+        if by_the_target_alone and type(self.env) is TableStepper and type(self.behaviour) is EpsilonGreedy:
             return q_learning_episode(self.env, self.behaviour, self.q, alpha=self.alpha, gamma=self.gamma)
         return super().episode()
 
