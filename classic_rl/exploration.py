@@ -76,21 +76,6 @@ def ucb_scores(q: Floats, counts: NDArray[np.int64], *, c: float) -> Floats:
     return np.where(counts > 0, q + c * np.sqrt(np.log(total) / np.maximum(counts, 1)), np.inf)
 
 
-def count_bonus(counts: NDArray[np.int64], *, beta: float) -> Floats:
-    """Pay for what was seen seldom: beta / sqrt(n), which is added to the reward.
-
-    Source: Strehl & Littman 2008, "An analysis of model-based interval estimation" (MBIE-EB).
-
-    Args:
-        counts: n, visits of a state or of an action in it, this one included, at least 1. [...]
-        beta: bonus of the first visit.
-
-    >>> count_bonus(np.array([1, 4]), beta=1.0)
-    array([1. , 0.5])
-    """
-    return beta / np.sqrt(counts)
-
-
 def sample_actions(probabilities: Floats, rng: np.random.Generator) -> NDArray[np.int64]:
     """Draw one action from each row. [..., A] -> [...]"""
     cumulative = probabilities.cumsum(axis=-1)

@@ -312,6 +312,20 @@ class EvalOptions:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
+@dataclass(frozen=True)
+class LadderOptions:
+    """Check an agent rung by rung: one batch, trivial environments, the known return; exit with 1 where one fails."""
+
+    agent: Annotated[Literal["reinforce", "a2c", "ppo", "dqn"], tyro.conf.Positional]
+    """Which agent climbs."""
+    env: str = "CartPole-v1"
+    """Environment of the last rung, one that the agent has a preset for."""
+    quick: bool = False
+    """Leave out the last rung, which takes as long as training does."""
+    seed: int = 0
+    """Of weights, environments and actions."""
+
+
 def grpo_defaults(arguments: Sequence[str]) -> GRPOOptions:
     """Return the defaults of `align grpo`, which depend on the loss that the command line names."""
     clip_low, clip_high = CLIP_BOUNDS.get(_loss_named(arguments), CLIP_BOUNDS["dapo"])

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, median
 
 WINDOW = 20
@@ -23,7 +24,9 @@ COLLAPSED_ENTROPY = 0.1  # of the entropy of the first steps
 LARGE_KL = 1.0  # nats per token; a useful policy stays within a few tenths
 LARGE_GAP = 0.05  # nats per token; 1e-5 in float32, about 0.01 between bfloat16 kernels
 LARGE_CLIP_FRACTION = 0.3
-EXPLODED = 10.0  # times the gradient norm of the first steps
+EXPLODED = 10.0  # times the gradient norm, or the error of values, of the first steps
+ALIKE = 50  # steps over which no episode differs from another
+KEPT = 0.5  # of what the return had gained
 
 _STATISTICS = {"mean", "std", "min", "max"}
 
@@ -241,6 +244,9 @@ def _idle_critic(first: Steps, recent: Steps) -> Iterable[Finding]:
     # Once nearly all completions earn the same, what is left of the variance is chance, and no critic explains it.
     if start and now and fmean(now) < 0.5 * fmean(start):
         return
+    # An agent that keeps up its poles sees no episode end in a rollout: its returns are alike, and rightly.
+    if _values(recent, "episode/return") and _reward_gain(first, recent, 10) > KEPT:
+        return
     yield Finding(
         "critic that explains nothing",
         f"The critic explained {fmean(values):.2g} of the variance of returns over the last 5 rollouts, and none of "
@@ -251,18 +257,98 @@ def _idle_critic(first: Steps, recent: Steps) -> Iterable[Finding]:
     )
 
 
+def _diverging_values(first: Steps, recent: Steps) -> Iterable[Finding]:
+    start, errors, returns = _errors(first), _errors(recent), _values(recent, "episode/return")
+    if len(start) < WINDOW // 2 or len(errors) < 2 * WINDOW or len(returns) < 2 * WINDOW:
+        return
+    then, now = slice(-WINDOW - 5, -WINDOW), slice(-5, None)
+    before, after = median(errors[then]), median(errors[now])
+    earned, earns = median(returns[then]), median(returns[now])
+    # Errors have the unit of the returns: where those rise, errors rise too, and once found they grow no further.
+    if min(errors[now]) <= EXPLODED * median(start) or after <= 2 * before or earns > earned:
+        return
+    yield Finding(
+        "values diverge",
+        f"The error of the values grew from {median(start):.3g} (first {WINDOW} steps) to {after:.3g} (step "
+        f"{_now(recent)}), more than twofold within the last {WINDOW}, while the return did not rise "
+        f"({earned:.4g}, now {earns:.4g}): they chase themselves.",
+        "Update the target network less often (target.every) or more slowly (target.rate), lower learning_rate or "
+        "gamma, and see whether a step that terminated still bootstraps.",
+        _now(recent),
+    )
+
+
+def _episodes_alike(first: Steps, recent: Steps) -> Iterable[Finding]:
+    lengths, returns = _full(recent, "episode/length", ALIKE), _full(recent, "episode/return", ALIKE)
+    if not lengths or not returns or len({*lengths}) > 1 or len({*returns}) > 1:
+        return
+    counts = _values(recent[-ALIKE:], "episode/count")
+    if (counts and counts[-1] - counts[0] < 100) or returns[-1] > fmean(_values(first, "episode/return")):
+        return  # too few to say; or it has learned to do always the same, which is what pays
+    yield Finding(
+        "episodes all alike",
+        f"Every episode had {lengths[-1]:g} steps and a return of {returns[-1]:g} over the last {ALIKE} steps of the "
+        f"run (step {_now(recent)}): there is nothing to prefer.",
+        "If the length is the environment's limit, the agent never gets to what is rewarded: explore more "
+        "(exploration.end, entropy_coef) or shape the reward; if not, it does one thing everywhere: see its actions.",
+        _now(recent),
+    )
+
+
+def _return_collapse(first: Steps, recent: Steps) -> Iterable[Finding]:
+    returns, start = _values(recent, "episode/return"), _full(first, "episode/return")
+    if not start or len(returns) < 2 * WINDOW:
+        return
+    at, now = _best(returns, 10), returns[-10:]
+    begun, best = fmean(start[:5]), fmean(returns[at : at + 10])
+    gained = best - begun
+    # A mean over the latest episodes wanders, at worst as a sum of its changes does: what was learned lies far beyond.
+    changes = [after - before for before, after in pairwise(returns)]
+    # A median, so that the fall itself does not count as wandering; 1.5 of it are a standard deviation.
+    wanders = 1.5 * median(abs(change - median(changes)) for change in changes) * math.sqrt(len(changes))
+    learned = gained > 2 * wanders and gained > 0.25 * max(abs(best), abs(begun))
+    if learned and max(now) < begun + KEPT * gained:
+        yield Finding(
+            "return collapse",
+            f"The return rose from {begun:.4g} to {best:.4g} (best mean of 10 steps) and fell to {fmean(now):.4g} by "
+            f"step {_now(recent)}: more than half of what was gained is lost.",
+            "Lower learning_rate, or let it fall over the run (anneal, final_learning_rate); with a replay memory "
+            "raise its capacity, without one lower clip or epochs. Go on from the checkpoint of the best step.",
+            _now(recent),
+        )
+
+
+def _errors(steps: Steps) -> list[float]:
+    """The errors of values, in the unit of the returns."""
+    return _values(steps, "value/td_error") or [math.sqrt(2 * abs(loss)) for loss in _values(steps, "loss/value")]
+
+
+def _best(values: list[float], count: int) -> int:
+    """Where the `count` values in a row begin that have the highest mean."""
+    return max(range(len(values) - count + 1), key=lambda at: sum(values[at : at + count]))
+
+
 def _reward_gain(first: Steps, recent: Steps, count: int) -> float:
     """How far the mean reward rose, in units of its spread in the first steps; inf or 0 where that spread is 0.
 
-    Of an agent in environments it is the return that rises, without a spread.
+    Of an agent in environments it is the return that rises, in units of the most that it had risen.
     """
-    name = "reward/mean" if _values(recent, "reward/mean") else "episode/return"
-    start, now = _values(first, name)[:count], _values(recent, name)[-count:]
+    if not _values(recent, "reward/mean"):
+        return _share_kept(_values(first, "episode/return")[:count], _values(recent, "episode/return"), count)
+    start, now = _values(first, "reward/mean")[:count], _values(recent, "reward/mean")[-count:]
     spread = _values(first, "reward/std")[:count]
     if not start or not now:
         return 0.0
     gain = fmean(now) - fmean(start)
     return gain / fmean(spread) if spread and fmean(spread) > 0 else (math.inf if gain > 0 else 0.0)
+
+
+def _share_kept(start: list[float], returns: list[float], count: int) -> float:
+    if not start or len(returns) < count:
+        return 0.0
+    at = _best(returns, count)
+    gained = fmean(returns[at : at + count]) - fmean(start)
+    return (fmean(returns[-count:]) - fmean(start)) / gained if gained > 0 else 0.0
 
 
 RULES: list[Callable[[Steps, Steps], Iterable[Finding]]] = [
@@ -277,5 +363,8 @@ RULES: list[Callable[[Steps, Steps], Iterable[Finding]]] = [
     _flat_reward,
     _clip_fraction,
     _idle_critic,
+    _diverging_values,
+    _episodes_alike,
+    _return_collapse,
 ]
 """Rules in the order in which their findings are told."""

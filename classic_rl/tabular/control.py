@@ -19,7 +19,7 @@ from classic_rl.schedules import Schedule, constant
 from classic_rl.tabular.behaviour import Behaviour, EpsilonGreedy
 from classic_rl.tabular.stepping import Stepper, TableStepper
 from classic_rl.tabular.updates import double_q_target, expected_sarsa_target, q_learning_target, sarsa_target
-from classic_rl.tabular.written_out import off_policy_episode, on_policy_episode
+from classic_rl.tabular.written_out import off_policy_episode, on_policy_episode, q_learning_episode
 
 
 class Control:
@@ -132,6 +132,13 @@ class QLearning(Control):
 
     Source: Watkins & Dayan 1992; Sutton & Barto 2018, section 6.5. Args and Raises are those of `Control`.
     """
+
+    def episode(self) -> tuple[float, int]:
+        """Act and learn for one episode; return the sum of its rewards, not discounted, and its length."""
+        by_the_target_alone = type(self).learn is QLearning.learn
+        if by_the_target_alone and type(self.env) is TableStepper and type(self.behaviour) is EpsilonGreedy:
+            return q_learning_episode(self.env, self.behaviour, self.q, alpha=self.alpha, gamma=self.gamma)
+        return super().episode()
 
     def learn(self, state: int, action: int, reward: float, next_state: int, terminated: bool, ended: bool) -> None:
         """Move Q(s, a) towards the best of the next state."""

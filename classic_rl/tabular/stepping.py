@@ -7,6 +7,7 @@ state and one for each step, and so does a table.
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import cache
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -89,7 +90,7 @@ class TableStepper:
 
     Attributes:
         table: cumulative probabilities of an action's outcomes, empty where there is one, and (next state, reward,
-            terminated) of each. [S][A]
+            terminated) of each, at the place where `bisect_right` puts a draw. [S][A]
         limit: steps after which an episode is truncated.
         uniforms: the numbers by which it goes, one a step.
 
@@ -110,7 +111,9 @@ class TableStepper:
         self.n_states, self.n_actions = len(outcomes), len(outcomes[0])
         self.limit = max_episode_steps or 2**62
         self._start = np.cumsum(np.asarray(start, dtype=np.float64)).tolist()
-        self.table = [[_drawable(action) for action in actions] for actions in outcomes]
+        # Equal rows are one object: a table that fits the processor's cache is read faster, Taxi's up to twice as fast.
+        drawable = cache(_drawable)
+        self.table = [[drawable(tuple(action)) for action in actions] for actions in outcomes]
         self.uniforms = Uniforms(rng)
         self._draws = self.uniforms.block
         self._state = self._elapsed = 0
@@ -125,7 +128,7 @@ class TableStepper:
         draws = self._draws
         draw = draws.pop() if draws else self.uniforms.next()
         cumulative, outcomes = self.table[self._state][action]
-        next_state, reward, terminated = outcomes[index_of(cumulative, draw)] if cumulative else outcomes[0]
+        next_state, reward, terminated = outcomes[bisect_right(cumulative, draw)] if cumulative else outcomes[0]
         self._state = next_state
         self._elapsed = elapsed = self._elapsed + 1
         return next_state, reward, terminated, elapsed >= self.limit
@@ -237,13 +240,18 @@ def steps_on_its_table(env: Any) -> bool:
     return drawn and not getattr(inner, "fickle_passenger", False)  # a passenger of Taxi whose moods are not in P
 
 
-Drawable = tuple[list[float], list[tuple[int, float, bool]]]
+Drawable = tuple[tuple[float, ...], tuple[tuple[int, float, bool], ...]]
 
 
-def _drawable(outcomes: list[Outcome]) -> Drawable:
-    """Cumulative probabilities, empty where there is nothing to choose, and what follows."""
-    cumulative = list(accumulate(outcome[0] for outcome in outcomes)) if len(outcomes) > 1 else []
-    return cumulative, [outcome[1:] for outcome in outcomes]
+def _drawable(outcomes: tuple[Outcome, ...]) -> Drawable:
+    """Cumulative probabilities, empty where there is nothing to choose, and what follows.
+
+    The first outcome stands once more at the end, for a draw above them all: it is what Gymnasium takes then.
+    """
+    follows = tuple(outcome[1:] for outcome in outcomes)
+    if len(outcomes) == 1:
+        return (), follows
+    return tuple(accumulate(outcome[0] for outcome in outcomes)), (*follows, follows[0])
 
 
 def index_of(cumulative: list[float], draw: float) -> int:

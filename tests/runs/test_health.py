@@ -103,6 +103,24 @@ UNHEALTHY = [
         "explained -0.1 of the variance of returns over the last 5 rollouts",
         "--value-model",
     ),
+    (
+        "values diverge",
+        [{"value/td_error": 1.1**step, "episode/return": 20.0} for step in range(150)],
+        "more than twofold within the last 20, while the return did not rise (20, now 20)",
+        "target.every",
+    ),
+    (
+        "episodes all alike",
+        [{"episode/length": 200.0, "episode/return": -200.0} for _ in range(60)],
+        "200 steps and a return of -200 over the last 50 steps",
+        "shape the reward",
+    ),
+    (
+        "return collapse",
+        [{"episode/return": 20.0 + min(10 * step, 300) if step < 60 else 20.0} for step in range(100)],
+        "rose from 40 to 320 (best mean of 10 steps) and fell to 20 by step 70",
+        "learning_rate",
+    ),
     ("not finite: optim/loss", changed("optim/loss", lambda step: math.nan if step == 9 else 0.0), "at step 9", "data"),
 ]
 

@@ -66,6 +66,25 @@ def test_an_agent_learns_the_same_on_the_table_as_through_the_environment(name, 
     assert on_table.q == through_env.q and on_table.env_steps > 0
 
 
+class ByItsEquation(QLearning):
+    """Q-learning whose episodes call `learn`, and so `q_learning_target`, as those of any subclass do."""
+
+    def learn(self, *step) -> None:
+        super().learn(*step)
+
+
+@pytest.mark.parametrize("env", ["FrozenLake-v1", "Taxi-v4", "CliffWalking-v1", GRID])
+@pytest.mark.parametrize("epsilon", [0.0, 0.3])
+def test_q_learning_written_out_is_its_equation_number_for_number(env, epsilon):
+    settings = {"alpha": linear(0.9, 0.1, 60), "gamma": 0.97, "episodes": 60}
+    agents = [
+        kind(make_stepper(gymnasium.make(env), seed=3), EpsilonGreedy(epsilon, np.random.default_rng(3)), **settings)
+        for kind in (QLearning, ByItsEquation)
+    ]
+    assert list(agents[0].steps()) == list(agents[1].steps())
+    assert agents[0].state() == agents[1].state() and any(map(any, agents[0].q))
+
+
 @every_agent
 def test_an_agent_that_was_stopped_and_resumed_ends_bitwise_as_one_left_alone(name, tmp_path):
     whole = trained(make(name, GRID, episodes=40, alpha=linear(0.5, 0.1, 40)))
@@ -107,7 +126,7 @@ def test_metrics_of_several_episodes_are_their_means():
     three = list(make("sarsa", episodes=6, episodes_per_step=3).steps())
     for name in ("episode/return", "episode/length"):
         assert [m[name] for m in three] == pytest.approx([np.mean([m[name] for m in one[i : i + 3]]) for i in (0, 3)])
-    assert three[-1]["steps/total"] == one[-1]["env/steps"] == sum(m["episode/length"] for m in one)
+    assert three[-1]["steps/total"] == one[-1]["steps/total"] == sum(m["episode/length"] for m in one)
 
 
 @pytest.mark.parametrize("env", ["FrozenLake-v1", GRID])

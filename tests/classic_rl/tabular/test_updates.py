@@ -108,10 +108,6 @@ def test_ucb_tries_everything_once_and_then_what_is_good_or_little_known():
     assert counts[2] > counts[0] > counts[1] > 1
 
 
-def test_a_bonus_pays_less_at_every_visit():
-    assert exploration.count_bonus(np.array([1, 4, 100]), beta=2.0).tolist() == [2.0, 1.0, 0.2]
-
-
 def test_of_several_best_scores_any_is_drawn():
     scores = np.tile([1.0, 2.0, 2.0], (5000, 1))
     drawn = np.bincount(exploration.argmax_at_random(scores, np.random.default_rng(0)), minlength=3) / 5000
