@@ -18,7 +18,13 @@ from typing import Any
 from classic_rl.schedules import Schedule, constant
 from classic_rl.tabular.behaviour import Behaviour, EpsilonGreedy
 from classic_rl.tabular.stepping import Stepper, TableStepper
-from classic_rl.tabular.updates import double_q_target, expected_sarsa_target, q_learning_target, sarsa_target
+from classic_rl.tabular.updates import (
+    count_bonus,
+    double_q_target,
+    expected_sarsa_target,
+    q_learning_target,
+    sarsa_target,
+)
 from classic_rl.tabular.written_out import off_policy_episode, on_policy_episode, q_learning_episode
 
 
@@ -212,14 +218,18 @@ class DynaQ(QLearning):
 
     def learn(self, state: int, action: int, reward: float, next_state: int, terminated: bool, ended: bool) -> None:
         """Learn from the step, remember it, and learn from what is remembered."""
-        update, seen, draw = super().learn, self._seen, self.behaviour.uniforms.next
-        update(state, action, reward, next_state, terminated, ended)
+        update, seen, draw = self.update, self._seen, self.behaviour.uniforms.next
+        update(state, action, reward, next_state, terminated)
         if (state, action) not in self.model:
             seen.append((state, action))
         self.model[state, action] = (reward, next_state, terminated)
         for _ in range(self.planning_steps):
             pair = seen[int(draw() * len(seen))]
-            update(*pair, *self.model[pair], False)
+            update(*pair, *self.model[pair])
+
+    def update(self, state: int, action: int, reward: float, next_state: int, terminated: bool) -> None:
+        """Learn from one step, real or remembered, by Q-learning."""
+        super().learn(state, action, reward, next_state, terminated, False)
 
     def state(self) -> dict[str, Any]:
         """Return all that the next episode depends on, as plain values."""
@@ -231,6 +241,43 @@ class DynaQ(QLearning):
         rows = state["model"]
         self.model = {(row[0], row[1]): (row[2], row[3], row[4]) for row in rows}
         self._seen = [(row[0], row[1]) for row in rows]
+
+
+class CountBonusDynaQ(DynaQ):
+    """Dyna-Q that also earns `count_bonus` for every step, real or remembered: it plans its way to what is new.
+
+    Metrics tell the environment's rewards alone. Source: Strehl & Littman 2008 (MBIE-EB), here with the last outcome
+    for a model and Dyna's planning. Args and Raises are those of `DynaQ`, and
+
+        beta: the bonus of the first visit, at least 0, in the unit of the rewards. Below (1 - gamma) times the reward
+            that it should find, or collecting bonuses may be worth more than the goal.
+    """
+
+    def __init__(self, env: Stepper, behaviour: Behaviour, *, beta: float, **settings: Any) -> None:
+        super().__init__(env, behaviour, **settings)
+        if beta < 0:
+            raise ValueError(f"beta must be at least 0, got {beta}: a negative bonus keeps away from what is new.")
+        self.beta = beta
+        self.visits = [[0] * env.n_actions for _ in range(env.n_states)]
+
+    def learn(self, state: int, action: int, reward: float, next_state: int, terminated: bool, ended: bool) -> None:
+        """Count the step, and learn from it and from what is remembered."""
+        self.visits[state][action] += 1
+        super().learn(state, action, reward, next_state, terminated, ended)
+
+    def update(self, state: int, action: int, reward: float, next_state: int, terminated: bool) -> None:
+        """Learn from a reward with its bonus."""
+        bonus = count_bonus(self.visits[state][action], beta=self.beta)
+        super().update(state, action, reward + bonus, next_state, terminated)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the next episode depends on, as plain values."""
+        return {**super().state(), "visits": [list(row) for row in self.visits]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go back to a state that `state` returned."""
+        super().load_state(state)
+        self.visits = [list(row) for row in state["visits"]]
 
 
 class OnPolicy(Control):

@@ -7,6 +7,7 @@ rest of a step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -69,3 +70,15 @@ def double_q_target(
     1.0
     """
     return reward if terminated else reward + gamma * other_next_q[next_q.index(max(next_q))]
+
+
+def count_bonus(visits: int, *, beta: float) -> float:
+    """Return beta / sqrt(n), which is added to the reward that is learned from: pay for what was seen seldom.
+
+    Source: Strehl & Littman 2008, "An analysis of model-based interval estimation for Markov decision processes"
+    (MBIE-EB). Args: visits: n, of a state and action, this one included; beta: the bonus of the first.
+
+    >>> count_bonus(4, beta=1.0)
+    0.5
+    """
+    return beta / math.sqrt(visits)

@@ -12,8 +12,16 @@ from align.runs.run import run
 from classic_rl.metrics import METRICS
 from classic_rl.schedules import cosine, linear
 from classic_rl.tabular.behaviour import UCB, Boltzmann, EpsilonGreedy
-from classic_rl.tabular.control import Control, DoubleQLearning, DynaQ, ExpectedSarsa, QLearning, Sarsa
-from classic_rl.tabular.mdp import mdp_from_env
+from classic_rl.tabular.control import (
+    Control,
+    CountBonusDynaQ,
+    DoubleQLearning,
+    DynaQ,
+    ExpectedSarsa,
+    QLearning,
+    Sarsa,
+)
+from classic_rl.tabular.mdp import MDP, mdp_from_arrays, mdp_from_env
 from classic_rl.tabular.multi_step import NStepSarsa, SarsaLambda
 from classic_rl.tabular.planning import exact_policy_evaluation, greedy_policy, policy_iteration, start_value
 from classic_rl.tabular.stepping import EnvStepper, TableStepper, make_stepper, mdp_stepper
@@ -26,6 +34,7 @@ AGENTS = {
     "expected_sarsa": (ExpectedSarsa, {}),
     "double_q_learning": (DoubleQLearning, {}),
     "dyna_q": (DynaQ, {"planning_steps": 3}),
+    "count_bonus_dyna_q": (CountBonusDynaQ, {"planning_steps": 3, "beta": 0.01}),
     "n_step_sarsa": (NStepSarsa, {"n": 4}),
     "sarsa_lambda": (SarsaLambda, {"lam": 0.8}),
 }
@@ -172,8 +181,8 @@ def test_traces_carry_each_error_back_less_and_less():
 
 
 def test_truncation_bootstraps_and_termination_does_not():
-    for kind, more in AGENTS.values():
-        learned = {}
+    for kind, settings in AGENTS.values():
+        learned, more = {}, {**settings, **({"beta": 0.0} if "beta" in settings else {})}
         for limit in (1, None):
             env = mdp_stepper(random_walk(1) if limit is None else random_walk(3), seed=0, max_episode_steps=limit)
             agent = kind(env, EpsilonGreedy(0.0, np.random.default_rng(0)), alpha=1.0, gamma=0.5, episodes=1, **more)
@@ -267,3 +276,31 @@ def test_settings_out_of_range_are_refused_with_the_reason():
         make("sarsa_lambda", lam=-1.0)
     with pytest.raises(ValueError, match="'accumulating' or 'replacing'"):
         make("sarsa_lambda", trace="dutch")
+
+
+def lock(n: int) -> MDP:
+    """A combination lock: n right actions in a row open it for a reward of 1, a wrong one leads back to the start."""
+    transitions, rewards = np.zeros((n + 1, 2, n + 1)), np.zeros((n + 1, 2))
+    for state in range(n):
+        transitions[state, 1, state + 1] = transitions[state, 0, 0] = 1
+    rewards[n - 1, 1] = 1
+    return mdp_from_arrays(transitions, rewards, terminal=[*[False] * n, True], start=np.eye(n + 1)[0])
+
+
+def test_a_count_bonus_opens_a_lock_that_epsilon_greedy_does_not():
+    """Chance opens it once in 2^14 tries, of which an episode has about 50; planning leads on to what is new."""
+    opened = dict.fromkeys(("dyna_q", "count_bonus_dyna_q"), 0.0)
+    for name in opened:
+        for seed in range(5):
+            kind, settings = AGENTS[name]
+            settings = {**settings, "planning_steps": 20, "alpha": 0.5, "gamma": 0.99, "episodes": 60}
+            stepper = mdp_stepper(lock(14), seed=seed, max_episode_steps=100)
+            agent = kind(stepper, EpsilonGreedy(0.1, np.random.default_rng(seed)), **settings)
+            opened[name] += sum(metrics["episode/return"] for metrics in agent.steps())
+    assert opened["dyna_q"] <= 5 and opened["count_bonus_dyna_q"] >= 50, opened
+
+
+def test_a_count_bonus_of_0_changes_nothing_and_a_negative_one_is_refused():
+    assert trained(make("dyna_q")).q == trained(make("count_bonus_dyna_q", beta=0.0)).q
+    with pytest.raises(ValueError, match="keeps away from what is new"):
+        make("count_bonus_dyna_q", beta=-1.0)
