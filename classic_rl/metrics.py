@@ -4,7 +4,7 @@ The figures of an update are over all its minibatches together.
 """
 
 METRICS: dict[str, str] = {
-    "episode/return": "mean over the latest 100 episodes, in tables the step's, of the undiscounted sum of rewards",
+    "episode/return": "mean undiscounted sum of rewards of the latest 100 episodes; REINFORCE and tables: the step's",
     "episode/length": "mean over the same episodes of their steps",
     "episode/count": "episodes that ended since the start",
     "steps/total": "environment steps since the start, all environments together; none from a learned model",
@@ -15,8 +15,8 @@ METRICS: dict[str, str] = {
     "value/td_error": "mean |target - Q(s, a)| over the transitions learned from, in the unit of the returns",
     "policy/epsilon": "share of actions that are random",
     "policy/entropy": "mean entropy of the distribution over actions in the states learned from, nats",
-    "policy/approx_kl": "k3 estimate of KL(policy that acted || policy), mean over the last epoch, nats per step",
-    "policy/clip_fraction": "share of steps whose ratio lies beyond the clip, over all epochs",
+    "policy/approx_kl": "k3 estimate of KL(policy that acted || policy after the update), mean over the rollout, nats",
+    "policy/clip_fraction": "share of the rollout whose ratio after the update lies beyond the clip",
     "policy/epochs": "epochs taken before the KL stopped them",
     "value/explained_variance": "1 - variance of (return - value) / variance of returns, before learning; 1 is perfect",
     "optim/grad_norm": "mean over the update's gradient steps of the norm before clipping",
