@@ -206,7 +206,7 @@ class DQN:
         self._learning_rate = linear(config.learning_rate, config.final_learning_rate, run)
         self._beta = linear(config.replay.priority_correction, 1.0, run)
         self.env_steps = self.updates = self.step = 0
-        self.total_steps = math.ceil(run / config.report_every)
+        self.total_steps = config.total_steps
 
     def act(self, obs: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
         """Return the best actions, or random ones as often as at the end of training. [N, ...] -> [N]"""

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 from align.runs.checkpoint import load_latest, save_checkpoint
 from classic_rl.dqn import DQN, QNetwork, move_towards, td_errors, td_loss
-from classic_rl.dqn_config import PRESETS, ExplorationConfig, ReplayConfig, TargetConfig
+from classic_rl.dqn_config import DQN_PRESETS, ExplorationConfig, ReplayConfig, TargetConfig
 from classic_rl.metrics import METRICS
 from classic_rl.replay import Batch
 from tests.classic_rl.counting import Unrepeatable
@@ -303,9 +303,9 @@ def test_settings_that_cannot_work_are_refused(changes, advice):
         small_config(**changes)
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", sorted(DQN_PRESETS))
 def test_every_preset_can_be_run(name):
-    agent = DQN(name, replace(PRESETS[name], env_steps=400, learning_starts=100, report_every=200, updates=1))
+    agent = DQN(name, replace(DQN_PRESETS[name], env_steps=400, learning_starts=100, report_every=200, updates=1))
     assert len(agent.learn()) == 2 and agent.updates > 0
 
 

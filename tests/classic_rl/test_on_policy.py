@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.runs.checkpoint import load_latest, save_checkpoint
-from classic_rl import a2c, ppo, reinforce
 from classic_rl.a2c import A2C, A2CConfig
 from classic_rl.actor_critic import NetworkConfig, Rollout
 from classic_rl.envs import make_envs
 from classic_rl.evaluate import evaluate
 from classic_rl.metrics import METRICS
+from classic_rl.on_policy_config import A2C_PRESETS, PPO_PRESETS, REINFORCE_PRESETS
 from classic_rl.ppo import PPO, Batch, PPOConfig
 from classic_rl.reinforce import REINFORCE, REINFORCEConfig
 from tests.classic_rl.counting import Counter, Echo
@@ -262,9 +262,9 @@ def test_settings_that_cannot_work_are_refused_at_once(make, advice):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_preset_names_an_environment_and_makes_an_agent_for_it(kind):
-    module = {"ppo": ppo, "a2c": a2c, "reinforce": reinforce}[kind]
+    presets = {"ppo": PPO_PRESETS, "a2c": A2C_PRESETS, "reinforce": REINFORCE_PRESETS}[kind]
     agent = {"ppo": PPO, "a2c": A2C, "reinforce": REINFORCE}[kind]
-    for env, config in module.PRESETS.items():
+    for env, config in presets.items():
         assert agent(env, replace(config, num_envs=2)).total_steps > 10
 
 
@@ -285,7 +285,7 @@ def test_every_agent_learns_every_kind_of_action(kind, actions):
 
 
 def test_ppo_solves_cart_pole():
-    agent = PPO("CartPole-v1", ppo.PRESETS["CartPole-v1"])
+    agent = PPO("CartPole-v1", PPO_PRESETS["CartPole-v1"])
     for _ in agent.steps():
         if agent.step % 10 == 0 and evaluate(agent.act, "CartPole-v1").returns.mean() >= 475:
             return
