@@ -130,7 +130,7 @@ class QPolicy:
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, config: DQNConfig) -> None:
         if not isinstance(action_space, spaces.Discrete):
             raise ValueError(
-                f"DQN compares the values of a few actions, so they must be Discrete, got {action_space}: use PPO or A2C"
+                f"DQN compares the values of a few actions, so they must be Discrete, got {action_space}: use PPO"
             )
         self.observation_space, self.action_space, self.config = observation_space, action_space, config
         self.features = Features(observation_space, scale=config.scale_observations)

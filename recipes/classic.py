@@ -146,13 +146,19 @@ def run_agent(kind: str, options: Options[Any], command: Sequence[str]) -> tuple
         agent,
         options.run.resolve(f"{kind}-{options.env.split(':')[-1].replace('/', '-')}"),
         options.run,
-        config={"algorithm": kind, "env": options.env, "eval_episodes": episodes, "settings": options.agent},
+        config=config_of(kind, options),
         command=command,
         evaluate=lambda: evaluate(agent.act, options.env, episodes=episodes, seed=seed).metrics(),
     )
     if result.finished:
         agent.save(result.directory.final)
     return result, agent
+
+
+def config_of(kind: str, options: Options[Any]) -> dict[str, Any]:
+    """Return what a run depends on."""
+    episodes = options.measure.eval_episodes
+    return {"algorithm": kind, "env": options.env, "eval_episodes": episodes, "settings": options.agent}
 
 
 def class_of(kind: str) -> Any:
