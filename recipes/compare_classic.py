@@ -105,7 +105,7 @@ def show(options: Options, outcomes: Sequence[Outcome], command: Sequence[str]) 
     table = told.rows(standings)
     title = f"Agents on {options.env}"
     rule = (
-        f"{count} {'seeds' if count > 1 else 'seed'} of each agent, with the settings that `align classic` has for "
+        f"{count} {'seeds' if count > 1 else 'seed'} of each agent, with the settings that align classic has for "
         f"{options.env}, measured greedily over {options.eval_episodes} episodes. Agents differ in how many steps "
         "they take: the curves say who learns from few."
     )

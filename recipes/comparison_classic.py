@@ -23,12 +23,8 @@ from recipes.comparison_page import Curve, drawing
 from recipes.pictures import pyplot
 
 RETURN = "eval/episode/return"
-POINTS = 41
-"""Of a curve: the seeds' evaluations lie at other steps, so each is read on a common grid."""
 RESAMPLES = 500
 """Of the bootstrap at each point of a curve; the table has more."""
-LEVELS = 101
-"""Thresholds of a performance profile."""
 PALETTE = ("#6b6a65", "#0072b2", "#8a63c9", "#d55e00")
 """The page's colours, for the PNG."""
 
@@ -75,7 +71,9 @@ class Standing:
 
     def curve(self) -> list[tuple[float, Interval]]:
         """Return (environment steps, interquartile mean over seeds with its interval), up to where all seeds got."""
-        grid = np.linspace(0.0, min(outcome.env_steps for outcome in self.outcomes), POINTS)
+        end = min(outcome.env_steps for outcome in self.outcomes)
+        # Of most agents every seed has evaluations at these steps; elsewhere they lie on the line between two.
+        grid = np.array([*(x for x, _ in self.outcomes[0].curve if x < end), end])
         rows = np.stack([np.interp(grid, *zip(*outcome.curve, strict=True)) for outcome in self.outcomes])  # [seeds, x]
         return [
             (float(x), bootstrap_interval(column, samples=RESAMPLES)) for x, column in zip(grid, rows.T, strict=True)
@@ -144,22 +142,19 @@ def learning_curves(standings: Sequence[Standing], agents: Sequence[str]) -> lis
 
 
 def profiles(standings: Sequence[Standing], agents: Sequence[str]) -> list[Curve]:
-    """Return the share of each agent's runs whose final return is above a level, over all levels that were reached."""
+    """Return the share of each agent's runs whose final return is above a level: it falls at the return of each run."""
     everything = [value for one in standings for value in one.finals]
     low, high = min(everything), max(everything)
     margin = 0.02 * (high - low) or 1.0
-    levels = np.linspace(low - margin, high + margin, LEVELS)
-    return [
-        Curve(
-            one.agent,
-            agents.index(one.agent) + 1,
-            [
-                (float(x), float(y), float(y), float(y))
-                for x, y in zip(levels, performance_profile(one.finals, levels), strict=True)
-            ],
-        )
-        for one in standings
-    ]
+    curves: list[Curve] = []
+    for one in standings:
+        reached = np.repeat(np.unique(one.finals), 2)
+        reached[::2] = np.nextafter(reached[::2], -np.inf)  # just before a run's return, and at it
+        levels = np.array([low - margin, *reached, high + margin])
+        shares = performance_profile(one.finals, levels)
+        points = [(float(x), float(y), float(y), float(y)) for x, y in zip(levels, shares, strict=True)]
+        curves.append(Curve(one.agent, agents.index(one.agent) + 1, points))
+    return curves
 
 
 def figures(curves: Sequence[Curve], shares: Sequence[Curve]) -> list[str]:
@@ -185,6 +180,7 @@ def save_picture(file: Path, curves: Sequence[Curve], shares: Sequence[Curve], *
     left.set(xlabel="environment steps", ylabel="return of the evaluation")
     left.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     right.set(xlabel="final return", ylabel="share of runs above it", ylim=(-0.03, 1.03))
+    right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     handles, labels = left.get_legend_handles_labels()
     left.legend(handles[::-1], labels[::-1], frameon=False)
     figure.suptitle(title, fontsize=11)

@@ -241,12 +241,21 @@ def _idle_critic(first: Steps, recent: Steps) -> Iterable[Finding]:
     # Once nearly all completions earn the same, what is left of the variance is chance, and no critic explains it.
     if start and now and fmean(now) < 0.5 * fmean(start):
         return
+    agent = "episode/return" in recent[-1]
+    # An agent whose return rises learns all the same; one that earns the most there is has no variance left.
+    if agent and _reward_gain(first, recent, WINDOW) > 0:
+        return
     yield Finding(
         "critic that explains nothing",
         f"The critic explained {fmean(values):.2g} of the variance of returns over the last 5 rollouts, and none of "
         f"them above 0 (step {_now(recent)}): one number for all states would have served as well.",
-        "Change value_coef or learning_rate, take more updates from each rollout (epochs), start the critic from a "
-        "reward model (--value-model), or compare the answers to one prompt instead: GRPO needs no critic.",
+        "Change value_coef or learning_rate, take more updates from each rollout (epochs), "
+        + (
+            "or scale what the critic sees and has to predict (normalize_observations, scale_rewards)."
+            if agent
+            else "start the critic from a reward model (--value-model), or compare the answers to one prompt instead: "
+            "GRPO needs no critic."
+        ),
         _now(recent),
     )
 
