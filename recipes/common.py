@@ -171,6 +171,7 @@ def execute(
     from align.runs.directory import RunDirectory
     from align.runs.run import run
 
+    where: dict[str, Any] = processes(accelerator) if accelerator else {"device": "cpu"}
     words = [word for word in command if word != "--resume"]
     if options.directory is None:
         words += ["--directory", str(directory)]
@@ -186,7 +187,7 @@ def execute(
         evaluate_every=options.evaluate_every,
         log_every=options.log_every,
         quiet=options.quiet,
-        **(processes(accelerator) if accelerator else {"device": "cpu"}),
+        **where,
     )
 
 

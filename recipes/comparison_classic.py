@@ -74,7 +74,8 @@ class Standing:
         end = min(outcome.env_steps for outcome in self.outcomes)
         # Of most agents every seed has evaluations at these steps; elsewhere they lie on the line between two.
         grid = np.array([*(x for x, _ in self.outcomes[0].curve if x < end), end])
-        rows = np.stack([np.interp(grid, *zip(*outcome.curve, strict=True)) for outcome in self.outcomes])  # [seeds, x]
+        curves = [np.array(outcome.curve) for outcome in self.outcomes]  # [evaluations, 2] each
+        rows = np.stack([np.interp(grid, curve[:, 0], curve[:, 1]) for curve in curves])  # [seeds, x]
         return [
             (float(x), bootstrap_interval(column, samples=RESAMPLES)) for x, column in zip(grid, rows.T, strict=True)
         ]
