@@ -96,7 +96,8 @@ def ours(agent: Any, turn: Turn) -> float:
 
 
 def ppo_as_sb3(turn: Turn) -> float:
-    from classic_rl.ppo import PPO, PPOConfig
+    from classic_rl.on_policy_config import PPOConfig
+    from classic_rl.ppo import PPO
 
     config = PPOConfig(
         env_steps=turn.steps or MOST_STEPS, num_envs=8, rollout_steps=32, epochs=20, minibatches=1, learning_rate=1e-3,
@@ -106,7 +107,8 @@ def ppo_as_sb3(turn: Turn) -> float:
 
 
 def ppo_as_cleanrl(turn: Turn) -> float:
-    from classic_rl.ppo import PPO, PPOConfig
+    from classic_rl.on_policy_config import PPOConfig
+    from classic_rl.ppo import PPO
 
     config = PPOConfig(
         env_steps=turn.steps or MOST_STEPS, num_envs=4, rollout_steps=128, epochs=4, minibatches=4,
@@ -116,9 +118,10 @@ def ppo_as_cleanrl(turn: Turn) -> float:
 
 
 def ppo_preset(turn: Turn) -> float:
-    from classic_rl.ppo import PPO, PRESETS
+    from classic_rl.on_policy_config import PPO_PRESETS
+    from classic_rl.ppo import PPO
 
-    return ours(PPO(ENV, replace(PRESETS[ENV], seed=turn.seed)), turn)
+    return ours(PPO(ENV, replace(PPO_PRESETS[ENV], seed=turn.seed)), turn)
 
 
 def dqn_as_sb3(turn: Turn) -> float:
@@ -150,9 +153,9 @@ def dqn_as_cleanrl(turn: Turn) -> float:
 
 def dqn_preset(turn: Turn) -> float:
     from classic_rl.dqn import DQN
-    from classic_rl.dqn_config import PRESETS
+    from classic_rl.dqn_config import DQN_PRESETS
 
-    return ours(DQN(ENV, replace(PRESETS[ENV], seed=turn.seed)), turn)
+    return ours(DQN(ENV, replace(DQN_PRESETS[ENV], seed=turn.seed)), turn)
 
 
 # --- the peers' sides ---

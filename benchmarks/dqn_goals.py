@@ -25,10 +25,10 @@ GOALS = {"CartPole-v1": 475.0, "Acrobot-v1": -90.0, "MountainCar-v0": -115.0, "L
 def train(env: str, seed: int, steps: int | None) -> tuple[float, float, float]:
     """Train one seed; return the mean returns of two evaluations, and environment steps a second."""
     from classic_rl.dqn import DQN
-    from classic_rl.dqn_config import PRESETS
+    from classic_rl.dqn_config import DQN_PRESETS
     from classic_rl.evaluate import evaluate
 
-    config = replace(PRESETS[env], seed=seed)
+    config = replace(DQN_PRESETS[env], seed=seed)
     agent = DQN(env, replace(config, env_steps=steps) if steps else config)
     returns, seconds = [], 0.0
     for share in (0.95, 1.0):

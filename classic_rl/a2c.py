@@ -10,76 +10,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from classic_rl.actor_critic import ActorCritic, NetworkConfig, Player, Rollout, explained_variance, next_values
+from classic_rl.actor_critic import ActorCritic, Player, Rollout, explained_variance, next_values
 from classic_rl.agents import learn
 from classic_rl.envs import EnvSource
 from classic_rl.losses import clipped_value_loss, policy_gradient_loss
 from classic_rl.masked import masked_mean, standardize
 from classic_rl.networks import Adam
 from classic_rl.normalize import RewardScale
+from classic_rl.on_policy_config import A2CConfig
 from classic_rl.returns import generalized_advantages
-
-
-@dataclass(frozen=True)
-class A2CConfig:
-    """Settings of A2C.
-
-    env_steps: steps of the whole run, all environments together.
-    num_envs: environments that play at a time.
-    rollout_steps: steps of each environment between updates.
-    learning_rate: of Adam, at the start.
-    anneal: whether the learning rate goes down to 0 on a straight line.
-    gamma: discount per step.
-    lam: lambda of GAE: 0 trusts the critic, 1 the returns.
-    standardize_advantages: whether those of an update are brought to mean 0 and standard deviation 1.
-    value_coef, entropy_coef: weights of those terms beside the policy's.
-    max_grad_norm: the gradient is scaled down to this norm.
-    scale_rewards: whether rewards are divided by the running spread of their returns.
-    network: of policy and critic.
-    seed: of weights, environments and actions.
-    """
-
-    env_steps: int = 100_000
-    num_envs: int = 16
-    rollout_steps: int = 8
-    learning_rate: float = 3e-3
-    anneal: bool = True
-    gamma: float = 0.99
-    lam: float = 0.95
-    standardize_advantages: bool = True
-    value_coef: float = 0.5
-    entropy_coef: float = 0.0
-    max_grad_norm: float = 0.5
-    scale_rewards: bool = False
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("num_envs", "rollout_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.batch_size < 2:
-            raise ValueError("an update has num_envs * rollout_steps = 1 step: too few to learn from")
-        if self.env_steps < self.batch_size:
-            raise ValueError(f"env_steps must be at least one update's {self.batch_size}, got {self.env_steps}")
-
-    @property
-    def batch_size(self) -> int:
-        """Steps of an update."""
-        return self.num_envs * self.rollout_steps
-
-
-PRESETS: dict[str, A2CConfig] = {
-    "CartPole-v1": A2CConfig(env_steps=250_000, rollout_steps=64, learning_rate=5e-3, lam=1.0),
-}
-"""Settings that reach the known returns, for each environment."""
 
 
 class A2C:
@@ -97,7 +42,7 @@ class A2C:
         self.optimizer = Adam(self.policy, max_grad_norm=config.max_grad_norm)
         self.scale = RewardScale(self.player.stepper.num_envs, config.gamma) if config.scale_rewards else None
         self.step = 0
-        self.total_steps = config.env_steps // config.batch_size
+        self.total_steps = config.total_steps
 
     @property
     def env_steps(self) -> int:

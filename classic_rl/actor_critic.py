@@ -7,7 +7,6 @@ they are clipped or squashed; `to_env` makes of them what the environment takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from classic_rl.agents import load_policy, save_policy
 from classic_rl.envs import EnvSource, Stepper, Transition, vector_of
 from classic_rl.networks import Features, network, shape_of, without_gradient
 from classic_rl.normalize import RunningMoments
+from classic_rl.on_policy_config import NetworkConfig
 
 # --- distributions over actions ---
 
@@ -155,26 +155,6 @@ def _log_slope_of_tanh(u: Tensor) -> Tensor:
 
 
 # --- the policy ---
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """The networks of policy and critic, which share nothing.
-
-    hidden: widths of the hidden layers.
-    activation: "tanh" or "relu".
-    squash_actions: continuous actions by tanh into their bounds, instead of clipping them there.
-    normalize_observations: by running mean and variance, which belong to the policy from then on.
-    """
-
-    hidden: Sequence[int] = (64, 64)
-    activation: str = "tanh"
-    squash_actions: bool = False
-    normalize_observations: bool = False
-
-    def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {self.activation!r}")
 
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}

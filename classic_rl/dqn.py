@@ -129,7 +129,9 @@ class QPolicy:
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, config: DQNConfig) -> None:
         if not isinstance(action_space, spaces.Discrete):
-            raise ValueError(f"DQN compares the values of a few actions, so they must be Discrete, got {action_space}")
+            raise ValueError(
+                f"DQN compares the values of a few actions, so they must be Discrete, got {action_space}: use PPO"
+            )
         self.observation_space, self.action_space, self.config = observation_space, action_space, config
         self.features = Features(observation_space, scale=config.scale_observations)
         self.network = QNetwork(
@@ -206,7 +208,7 @@ class DQN:
         self._learning_rate = linear(config.learning_rate, config.final_learning_rate, run)
         self._beta = linear(config.replay.priority_correction, 1.0, run)
         self.env_steps = self.updates = self.step = 0
-        self.total_steps = math.ceil(run / config.report_every)
+        self.total_steps = config.total_steps
 
     def act(self, obs: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
         """Return the best actions, or random ones as often as at the end of training. [N, ...] -> [N]"""

@@ -1,7 +1,8 @@
-"""Settings of DQN, and those that solve known environments."""
+"""Settings of DQN, and those that solve known environments; no torch, so that --help is quick."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,84 +10,79 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """What is remembered, and how it is drawn.
-
-    capacity: transitions kept, of all environments together.
-    n_step: rewards summed before the bootstrap.
-    priority_exponent: alpha of prioritised replay: 0 draws uniformly, 1 in proportion to the TD errors.
-    priority_correction: beta at the start, which goes to 1 in a straight line over the run; 1 takes away all of the
-        bias that drawing by priority brings.
-    """
+    """What is remembered, and how it is drawn."""
 
     capacity: int = 100_000
+    """Transitions kept, of all environments together."""
     n_step: int = 1
+    """Rewards summed before the bootstrap."""
     priority_exponent: float = 0.0
+    """Alpha of prioritised replay: 0 draws uniformly, 1 in proportion to the TD errors."""
     priority_correction: float = 0.4
+    """Beta at the start, which goes to 1 in a straight line over the run; 1 takes away all of the bias that
+    drawing by priority brings."""
 
 
 @dataclass(frozen=True)
 class ExplorationConfig:
-    """How often actions are random: always before learning starts, then from `start` down to `end`, where it stays.
-
-    start, end: shares of random actions.
-    fraction: of the run that it takes from one to the other.
-    """
+    """How often actions are random: always before learning starts, then from `start` down to `end`, where it stays."""
 
     start: float = 1.0
+    """Share of random actions when learning starts."""
     end: float = 0.05
+    """Share of random actions from then on."""
     fraction: float = 0.1
+    """Share of the run that it takes from one to the other."""
 
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """The slower copy of the network that the targets come from.
-
-    every: updates between two of its own.
-    rate: how far it then goes towards the online network: 1 copies it, a small rate after every update averages it.
-    double: whether the online network chooses the action that this one values.
-    """
+    """The slower copy of the network that the targets come from."""
 
     every: int = 250
+    """Updates between two of its own."""
     rate: float = 1.0
+    """How far it then goes towards the online network: 1 copies it, a small rate after every update averages it."""
     double: bool = True
+    """Whether the online network chooses the action that this one values."""
 
 
 @dataclass(frozen=True)
 class DQNConfig:
-    """Settings of DQN. Environment steps are counted singly: one step of 8 environments counts as 8.
-
-    env_steps: environment steps of the whole run.
-    num_envs: environments that play at a time.
-    gamma: discount per step, in [0, 1].
-    learning_rate, final_learning_rate: of Adam, in a straight line from one to the other over the run.
-    batch_size: transitions of one update.
-    learning_starts: environment steps before the first update, with random actions.
-    train_every, updates: after each `train_every` environment steps come `updates` updates.
-    huber_delta: TD error at which the loss turns from a square into a line, in the unit of the returns; None: never.
-    max_grad_norm: longer gradients are scaled down to it.
-    hidden: widths of the layers.
-    dueling: whether the network has one head for the value and one for the advantages.
-    scale_observations: whether numbers that have bounds are mapped to [-1, 1].
-    report_every: environment steps from one metric of `steps()` to the next.
-    seed: of weights, exploration, replay and environments.
-    """
+    """Settings of DQN. Environment steps are counted singly: one step of 8 environments counts as 8."""
 
     env_steps: int = 100_000
+    """Environment steps of the whole run."""
     num_envs: int = 1
+    """Environments that play at a time."""
     gamma: float = 0.99
+    """Discount per step, in [0, 1]."""
     learning_rate: float = 1e-3
+    """Learning rate of Adam, at the start."""
     final_learning_rate: float = 0.0
+    """Where it has gone to in a straight line when the run is over."""
     batch_size: int = 64
+    """Transitions of one update."""
     learning_starts: int = 1_000
+    """Environment steps before the first update, with random actions."""
     train_every: int = 4
+    """Environment steps from one time of learning to the next."""
     updates: int = 1
+    """Updates each time."""
     huber_delta: float | None = 1.0
+    """TD error at which the loss turns from a square into a line, in the unit of the returns; None: never."""
     max_grad_norm: float = 10.0
+    """Longer gradients are scaled down to it."""
     hidden: tuple[int, ...] = (256, 256)
+    """Widths of the layers."""
     dueling: bool = False
+    """Whether the network has one head for the value and one for the advantages."""
     scale_observations: bool = False
+    """Whether numbers that have bounds are mapped to [-1, 1]."""
     report_every: int = 1_000
+    """Environment steps from one metric of `steps()` to the next."""
     seed: int = 0
+    """Seed of weights, exploration, replay and environments."""
     replay: ReplayConfig = ReplayConfig()
     target: TargetConfig = TargetConfig()
     exploration: ExplorationConfig = ExplorationConfig()
@@ -116,6 +112,11 @@ class DQNConfig:
                 "or nothing is ever learned"
             )
 
+    @property
+    def total_steps(self) -> int:
+        """Reports of the whole run."""
+        return math.ceil(self.env_steps / self.report_every)
+
 
 def config_from(plain: Mapping[str, Any]) -> DQNConfig:
     """Make settings from the plain values that a policy folder keeps."""
@@ -124,7 +125,7 @@ def config_from(plain: Mapping[str, Any]) -> DQNConfig:
     return DQNConfig(**{**told, "hidden": tuple(told["hidden"])})
 
 
-PRESETS: dict[str, DQNConfig] = {
+DQN_PRESETS: dict[str, DQNConfig] = {
     "CartPole-v1": DQNConfig(
         env_steps=40_000,
         num_envs=8,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from classic_rl.actor_critic import ActorCritic, NetworkConfig, Player, Rollout, explained_variance, next_values
+from classic_rl.actor_critic import ActorCritic, Player, Rollout, explained_variance, next_values
 from classic_rl.agents import learn
 from classic_rl.divergences import kl_k3
 from classic_rl.envs import EnvSource
@@ -29,84 +28,8 @@ from classic_rl.losses import clipped_surrogate_loss, clipped_value_loss
 from classic_rl.masked import standardize
 from classic_rl.networks import Adam
 from classic_rl.normalize import RewardScale
+from classic_rl.on_policy_config import PPOConfig
 from classic_rl.returns import generalized_advantages
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """Settings of PPO.
-
-    env_steps: steps of the whole run, all environments together.
-    num_envs: environments that play at a time.
-    rollout_steps: steps of each environment between updates.
-    epochs: times that an update goes through its rollout.
-    minibatches: gradient steps of an epoch.
-    learning_rate: of Adam, at the start.
-    anneal: whether learning rate and clip go down to 0 on a straight line.
-    gamma: discount per step.
-    lam: lambda of GAE: 0 trusts the critic, 1 the returns.
-    clip: how far from 1 the ratio of probabilities still earns.
-    value_clip: how far from the old value the new one still earns, in the unit of the rewards; None does not clip.
-    value_coef, entropy_coef: weights of those terms beside the policy's.
-    max_grad_norm: the gradient is scaled down to this norm.
-    target_kl: no further epoch once the policy is this far from the one that played, nats; None takes all.
-    scale_rewards: whether rewards are divided by the running spread of their returns.
-    network: of policy and critic.
-    seed: of weights, environments, actions and minibatches.
-    """
-
-    env_steps: int = 100_000
-    num_envs: int = 16
-    rollout_steps: int = 32
-    epochs: int = 4
-    minibatches: int = 4
-    learning_rate: float = 2.5e-3
-    anneal: bool = True
-    gamma: float = 0.99
-    lam: float = 0.95
-    clip: float = 0.2
-    value_clip: float | None = None
-    value_coef: float = 0.5
-    entropy_coef: float = 0.0
-    max_grad_norm: float = 0.5
-    target_kl: float | None = None
-    scale_rewards: bool = False
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("num_envs", "rollout_steps", "epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.minibatches > self.batch_size or self.batch_size < 2:
-            raise ValueError(f"an update has num_envs * rollout_steps = {self.batch_size} steps: too few to learn from")
-        if self.env_steps < self.batch_size:
-            raise ValueError(f"env_steps must be at least one update's {self.batch_size}, got {self.env_steps}")
-
-    @property
-    def batch_size(self) -> int:
-        """Steps of an update."""
-        return self.num_envs * self.rollout_steps
-
-
-PRESETS: dict[str, PPOConfig] = {
-    "CartPole-v1": PPOConfig(env_steps=50_000, gamma=0.98, lam=0.9),
-    "Acrobot-v1": PPOConfig(env_steps=150_000, rollout_steps=64, lam=0.94),
-    # Without a reward on the way chance hardly ever reaches the goal: shape it with the car's energy as the potential,
-    # 1e4 * (0.0025 / 3 * (sin(3 * x) + 1) + v^2 / 2) of an observation x, v.
-    "MountainCar-v0": PPOConfig(
-        env_steps=150_000, rollout_steps=128, epochs=8, minibatches=8, lam=0.98, scale_rewards=True,
-        network=NetworkConfig(normalize_observations=True),
-    ),
-    "Pendulum-v1": PPOConfig(
-        env_steps=100_000, rollout_steps=256, epochs=10, minibatches=64, learning_rate=1e-3, anneal=False, gamma=0.9
-    ),
-    "LunarLander-v3": PPOConfig(
-        env_steps=1_000_000, rollout_steps=256, epochs=4, minibatches=32, learning_rate=1e-3, gamma=0.999, lam=0.98,
-        entropy_coef=0.01,
-    ),
-}  # fmt: skip
-"""Settings that reach the known returns, for each environment."""
 
 
 class Batch(NamedTuple):
@@ -135,7 +58,7 @@ class PPO:
         self.optimizer = Adam(self.policy, max_grad_norm=config.max_grad_norm)
         self.scale = RewardScale(self.player.stepper.num_envs, config.gamma) if config.scale_rewards else None
         self.step = 0
-        self.total_steps = config.env_steps // config.batch_size
+        self.total_steps = config.total_steps
 
     @property
     def env_steps(self) -> int:

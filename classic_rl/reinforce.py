@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,58 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classic_rl.actor_critic import ActorCritic, NetworkConfig, Player, Rollout, explained_variance, next_values
+from classic_rl.actor_critic import ActorCritic, Player, Rollout, explained_variance, next_values
 from classic_rl.agents import learn
 from classic_rl.envs import EnvSource
 from classic_rl.losses import clipped_value_loss, policy_gradient_loss
 from classic_rl.masked import masked_mean, standardize
 from classic_rl.networks import Adam
+from classic_rl.on_policy_config import REINFORCEConfig
 from classic_rl.returns import discounted_returns
-
-
-@dataclass(frozen=True)
-class REINFORCEConfig:
-    """Settings of REINFORCE.
-
-    updates: gradient steps of the whole run.
-    num_envs: episodes of an update, each in an environment of its own.
-    max_episode_steps: an episode that is longer is cut here, and its future valued by the baseline.
-    learning_rate: of Adam, at the start; the baseline's is the same.
-    anneal: whether the learning rate goes down to 0 on a straight line.
-    gamma: discount per step.
-    baseline: whether a baseline is learned; without one, what a cut episode would still have earned counts as 0.
-    standardize_advantages: whether those of an update are brought to mean 0 and standard deviation 1.
-    baseline_steps: gradient steps of the baseline on the returns of an update, after they were used.
-    entropy_coef: weight of the entropy beside the policy's loss.
-    max_grad_norm: the policy's gradient is scaled down to this norm.
-    network: of policy and baseline.
-    seed: of weights, environments and actions.
-    """
-
-    updates: int = 200
-    num_envs: int = 16
-    max_episode_steps: int = 1000
-    learning_rate: float = 1e-2
-    anneal: bool = True
-    gamma: float = 0.99
-    baseline: bool = True
-    standardize_advantages: bool = True
-    baseline_steps: int = 10
-    entropy_coef: float = 0.0
-    max_grad_norm: float = 0.5
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("updates", "num_envs", "max_episode_steps", "baseline_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
-PRESETS: dict[str, REINFORCEConfig] = {
-    "CartPole-v1": REINFORCEConfig(updates=30),
-}
-"""Settings that reach the known returns, for each environment."""
 
 
 class REINFORCE:
@@ -92,7 +47,7 @@ class REINFORCE:
         # Its own, since its gradient is in the unit of the returns and would drown the policy's in a common norm.
         self.baseline = Adam(self.policy.critic) if self.policy.critic is not None else None
         self.step = 0
-        self.total_steps = config.updates
+        self.total_steps = config.total_steps
 
     @property
     def env_steps(self) -> int:

@@ -9,7 +9,6 @@ start, computed on the world's table, not sampled.
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from recipes.common import RunOptions, recipe
+from recipes.common import RunOptions, execute, recipe
 
 if TYPE_CHECKING:
     import gymnasium
@@ -68,8 +67,6 @@ def train(options: Options, command: Sequence[str]) -> int:
     """Run the recipe and return its exit code."""
     import gymnasium
 
-    from align.runs.directory import RunDirectory
-    from align.runs.run import run
     from classic_rl.tabular.mdp import mdp_from_env
     from classic_rl.tabular.planning import policy_iteration, start_value
 
@@ -77,17 +74,13 @@ def train(options: Options, command: Sequence[str]) -> int:
     agent, mdp = build(options, env), mdp_from_env(env)
     best = start_value(mdp, policy_iteration(mdp, gamma=GAMMA).values)
     directory, began = options.run.resolve("classic_tabular"), time.perf_counter()
-    result = run(
+    result = execute(
         agent,
         directory,
+        options.run,
         config=replace(options, run=RunOptions()),
-        command=shlex.join([*command, *([] if options.run.directory else ["--directory", str(directory)])]),
-        resume=options.run.resume and RunDirectory(directory).holds_a_run,
-        save_every=options.run.save_every,
+        command=command,
         evaluate=lambda: {"greedy_value": greedy_value(agent, mdp)},
-        evaluate_every=options.run.evaluate_every,
-        log_every=options.run.log_every,
-        quiet=options.run.quiet,
     )
     if result.finished and not options.run.quiet:
         seconds = time.perf_counter() - began

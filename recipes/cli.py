@@ -24,6 +24,9 @@ TRAINING = {
 }
 """Command -> the file that does it, its options in recipes.options, and what it does."""
 
+CLASSIC = "classic"
+"""The command with commands of its own: `recipes.classic` reads what follows, and imports nothing heavy for that."""
+
 READING = {
     "report": "write report.html of a run again",
     "doctor": "say in words what the numbers of a run give away",
@@ -38,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command, rest = (given[0], given[1:]) if given else ("--help", [])
     if command in TRAINING:
         run_recipe(command, rest)
+    elif command == CLASSIC:
+        import_module("recipes.classic").main(rest)
     elif command in READING:
         sys.exit(read(command, rest))
     elif command in ("-h", "--help", "help"):
@@ -45,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif command == "--version":
         print(version())
     else:
-        close = difflib.get_close_matches(command, [*TRAINING, *READING], n=1)
+        close = difflib.get_close_matches(command, [*TRAINING, CLASSIC, *READING], n=1)
         meant = f"; did you mean {close[0]!r}?" if close else ""
         sys.exit(complaint(f"unknown command {command!r}{meant}\n\n{usage()}"))
 
@@ -132,7 +137,8 @@ def finished(path: Path) -> RunDirectory:
 
 def usage() -> str:
     """Return what `align --help` shows."""
-    commands = {name: words for name, (_, _, words) in TRAINING.items()} | READING
+    commands = {name: words for name, (_, _, words) in TRAINING.items()}
+    commands |= {CLASSIC: "train and measure agents in Gymnasium's environments", **READING}
     listed = "\n".join(f"    {name:<8} {words}" for name, words in commands.items())
     return (
         f"usage: align COMMAND [OPTIONS]\n\n{listed}\n\n"

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -89,6 +90,12 @@ def recipe(
     return main
 
 
+def word_after(arguments: Sequence[str], option: str) -> str | None:
+    """Return what a command line gives for an option, as in --loss gspo or --loss=gspo; None where it gives nothing."""
+    words = [part for word in arguments for part in word.split("=", 1)]
+    return next((after for word, after in pairwise(words) if word == option), None)
+
+
 def launched(program: str) -> list[str]:
     """Return the words that start a program in as many processes as there are now."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -157,21 +164,14 @@ def execute(
     *,
     config: Any,
     command: Sequence[str],
-    accelerator: Accelerator,
+    accelerator: Accelerator | None = None,
     evaluate: Callable[[], dict[str, float]] | None = None,
 ) -> RunResult:
-    """Run an algorithm in its directory, in as many processes as there are."""
-    import torch
-
+    """Run an algorithm in its directory, in as many processes as the accelerator has; without one, in this process."""
     from align.runs.directory import RunDirectory
     from align.runs.run import run
 
-    several = accelerator.num_processes > 1
-
-    def any_process(flag: bool) -> bool:
-        told: Any = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
-        return bool(told > 0)
-
+    where: dict[str, Any] = processes(accelerator) if accelerator else {"device": "cpu"}
     words = [word for word in command if word != "--resume"]
     if options.directory is None:
         words += ["--directory", str(directory)]
@@ -187,11 +187,25 @@ def execute(
         evaluate_every=options.evaluate_every,
         log_every=options.log_every,
         quiet=options.quiet,
-        device=str(accelerator.device),
-        is_main=accelerator.is_main_process,
-        barrier=accelerator.wait_for_everyone if several else None,
-        any_process=any_process if several else None,
+        **where,
     )
+
+
+def processes(accelerator: Accelerator) -> dict[str, Any]:
+    """Return what `align.runs.run` is to know of the processes of a run."""
+    import torch
+
+    def any_process(flag: bool) -> bool:
+        told: Any = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
+        return bool(told > 0)
+
+    several = accelerator.num_processes > 1
+    return {
+        "device": str(accelerator.device),
+        "is_main": accelerator.is_main_process,
+        "barrier": accelerator.wait_for_everyone if several else None,
+        "any_process": any_process if several else None,
+    }
 
 
 def tell(words: str, options: RunOptions, accelerator: Accelerator) -> None:

@@ -18,9 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from align.config import OptimizerConfig, SFTConfig
 from align.data import read_examples, read_prompts, tokenize_examples, tokenize_prompts
 from align.evaluate import evaluate
@@ -32,6 +29,7 @@ from recipes.answers_walk import REWARDS, Start, answers, sampler_of, write
 from recipes.budget import Budgeted
 from recipes.common import RunOptions, claim_directory, execute, make_accelerator, recipe, save_result
 from recipes.comparison import HEAD, Outcome, outcome_of, rows, written
+from recipes.comparison_page import print_table
 from recipes.warm_up import warm_up
 
 if TYPE_CHECKING:
@@ -303,12 +301,7 @@ def show(options: Options, size: Size, outcomes: Sequence[Outcome], command: Seq
         words={method.name: method.words for method in METHODS.values()},
         command=shlex.join(word for word in command if word != "--resume"),
     )
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    for place, title in enumerate(HEAD):
-        table.add_column(title, justify="right" if place else "left")
-    for row in rows(standings):
-        table.add_row(*row)
-    Console(highlight=False).print(table)
+    print_table(HEAD, rows(standings))
     for name in ("comparison.md", "comparison.html"):
         print(options.directory / name)
 

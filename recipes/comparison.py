@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 from pathlib import Path
 
-from align.runs.charts import Point, Series, line_chart
 from align.runs.directory import RunDirectory
-from align.runs.report import page
+from recipes.comparison_page import Comparison, Curve, drawing, write
 
 GOAL = 0.9
 """Held-out accuracy; the table tells after how many trained tokens it was reached."""
@@ -144,12 +142,6 @@ def rows(standings: Sequence[Standing]) -> list[tuple[str, ...]]:
     ]
 
 
-def markdown(standings: Sequence[Standing]) -> str:
-    """Write the table for a README."""
-    lines = [HEAD, ("---", *["---:"] * (len(HEAD) - 1)), *rows(standings)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -160,26 +152,15 @@ def picture(standings: Sequence[Standing], colours: Sequence[str]) -> str:
         standings: in the order of the key.
         colours: methods in the order of the style sheet's colours, so that a method keeps its own in every ranking.
     """
-    bands, lines, key = [], [], []
+    curves: list[Curve] = []
     for one in standings:
-        kind, points, band = f"m{colours.index(one.method) + 1}", [], []
+        points: list[tuple[float, float, float, float]] = []
         # every seed has an evaluation near these, the first one's own
         for x, _ in one.outcomes[0].curve:
             values = [outcome.accuracy_at(x) for outcome in one.outcomes]
-            points.append(Point(x, sum(values) / len(values)))
-            band.append(Point(x, (max(values) + min(values)) / 2, (max(values) - min(values)) / 2))
-        bands.append(Series(f"band {kind}", band))
-        lines.append(Series(kind, points, name=f"{one.method} at"))
-        key.append(f'<span><i class="{kind}"></i>{escape(one.method)}</span>')
-    drawing = line_chart(
-        [*bands, *lines[::-1]],
-        x_label="trained tokens",
-        y_label="held-out accuracy",
-        form=".1%",
-        width=880,
-        height=420,
-    )
-    return f'<p class="key">{"".join(key)}</p>\n<figure>{drawing}</figure>'
+            points.append((x, sum(values) / len(values), min(values), max(values)))
+        curves.append(Curve(one.method, colours.index(one.method) + 1, points))
+    return drawing(curves, x_label="trained tokens", y_label="held-out accuracy", form=".1%")
 
 
 def written(
@@ -196,24 +177,8 @@ def written(
         command: to repeat it.
     """
     standings = ranked(outcomes)
-    told = {one.method: words[one.method] for one in standings}
-    listed = "".join(f"* **{name}**: {what}\n" for name, what in told.items())
-    text = f"# {title}\n\n{markdown(standings)}\n{rule} {NOTE}\n\n{listed}\n    {command}\n"
-    (directory / "comparison.md").write_text(text, encoding="utf-8")
-    head, *cells = [
-        "".join(f'<{tag} class="{"n" if place else ""}">{escape(cell)}</{tag}>' for place, cell in enumerate(row))
-        for tag, row in [("th", HEAD), *(("td", row) for row in rows(standings))]
-    ]
-    table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in cells)}</tbody>"
-    items = "".join(f"<tr><td>{escape(name)}</td><td>{escape(what)}</td></tr>" for name, what in told.items())
-    body = (
-        f'<header>\n<h1>{escape(title)}</h1>\n<p class="status">{escape(rule)}</p>\n</header>\n'
-        f'<section class="gap">\n{picture(standings, list(words))}\n</section>\n'
-        f'<section class="gap">\n<div class="wide"><table>{table}</table></div>\n'
-        f'<p class="soft">{escape(NOTE)}</p>\n</section>\n'
-        f'<section>\n<h2>The methods</h2>\n<div class="wide"><table><tbody>{items}</tbody></table></div>\n</section>\n'
-        f'<section>\n<h2>To reproduce</h2>\n<pre class="command">{escape(command)}</pre>\n</section>\n'
-    )
+    told = [(one.method, words[one.method]) for one in standings]
     footer = "Lines: mean of the seeds; bands: from the lowest to the highest. Each run has a report in its own folder."
-    (directory / "comparison.html").write_text(page(escape(title), body, footer), encoding="utf-8")
+    figures = [picture(standings, list(words))]
+    write(directory, Comparison(title, rule, NOTE, HEAD, rows(standings), told, command, figures, footer))
     return standings

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from align.config import DPOConfig, GRPOConfig, KTOConfig, PPOConfig, RewardModelConfig, SamplingConfig, SFTConfig
-from recipes.common import RunOptions
+from recipes.common import RunOptions, word_after
 
 Names = Annotated[
     tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="reward", metavar="NAME[=WEIGHT] ...")
@@ -328,7 +327,8 @@ class LadderOptions:
 
 def grpo_defaults(arguments: Sequence[str]) -> GRPOOptions:
     """Return the defaults of `align grpo`, which depend on the loss that the command line names."""
-    clip_low, clip_high = CLIP_BOUNDS.get(_loss_named(arguments), CLIP_BOUNDS["dapo"])
+    loss: Any = word_after(arguments, "--loss")
+    clip_low, clip_high = CLIP_BOUNDS.get(loss, CLIP_BOUNDS["dapo"])
     config = GRPOConfig(clip_low=clip_low, clip_high=clip_high)
     model, data = ModelOptions(model=tyro.MISSING), PromptOptions(data=tyro.MISSING)
     return GRPOOptions(model, data, RewardOptions(rewards=()), grpo=config)
@@ -336,10 +336,6 @@ def grpo_defaults(arguments: Sequence[str]) -> GRPOOptions:
 
 def dpo_defaults(arguments: Sequence[str]) -> DPOOptions:
     """Return the defaults of `align dpo`, which depend on the loss that the command line names."""
-    config: Any = PREFERENCE_DEFAULTS.get(_loss_named(arguments), {})
+    loss: Any = word_after(arguments, "--loss")
+    config: Any = PREFERENCE_DEFAULTS.get(loss, {})
     return DPOOptions(ModelOptions(model=tyro.MISSING), PairOptions(data=tyro.MISSING), dpo=DPOConfig(**config))
-
-
-def _loss_named(arguments: Sequence[str]) -> Any:
-    words = [part for word in arguments for part in word.split("=", 1)]
-    return next((after for word, after in pairwise(words) if word == "--loss"), None)

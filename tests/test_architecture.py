@@ -316,6 +316,7 @@ def test_the_settings_the_finished_runs_and_the_command_line_load_no_torch():
         return seen
 
     light = ["align", "align.config", "align.metrics", "align.runs", "recipes.cli", "recipes.common", "recipes.walk"]
+    light += ["recipes.classic", "classic_rl.on_policy_config", "classic_rl.dqn_config"]
     heavy = {
         module: sorted(name for name in reached(module, set()) if within(name, *HEAVY, "numpy")) for module in light
     }

@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from align.runs.names import duration, in_order, label, number
+from align.runs.names import duration, evaluated, in_order, label, number
 from align.runs.text import shorten, visible
 
 REFRESH_SECONDS = 0.1
@@ -159,7 +159,7 @@ class Display:
     def _told(self, evaluation: Metrics) -> Text:
         words = {name: label(name.removeprefix("eval/")).words.removeprefix("reward: ") for name in evaluation}
         told = [f"{words[name]} {number(name, value)}" for name, value in evaluation.items()]
-        return Text(self._plain(f"held out: {', '.join(told)}"))
+        return Text(self._plain(f"{evaluated(evaluation).replace('-', ' ')}: {', '.join(told)}"))
 
     def _time_left(self) -> str:
         if self._began is None or self._step >= self.total_steps:

@@ -244,15 +244,21 @@ def _idle_critic(first: Steps, recent: Steps) -> Iterable[Finding]:
     # Once nearly all completions earn the same, what is left of the variance is chance, and no critic explains it.
     if start and now and fmean(now) < 0.5 * fmean(start):
         return
-    # An agent that keeps up its poles sees no episode end in a rollout: its returns are alike, and rightly.
-    if _values(recent, "episode/return") and _reward_gain(first, recent, 10) > KEPT:
+    agent = bool(_values(recent, "episode/return"))
+    # One that keeps up its poles sees no episode end in a rollout: its returns are alike, and rightly.
+    if agent and _reward_gain(first, recent, 10) > KEPT:
         return
     yield Finding(
         "critic that explains nothing",
         f"The critic explained {fmean(values):.2g} of the variance of returns over the last 5 rollouts, and none of "
         f"them above 0 (step {_now(recent)}): one number for all states would have served as well.",
-        "Change value_coef or learning_rate, take more updates from each rollout (epochs), start the critic from a "
-        "reward model (--value-model), or compare the answers to one prompt instead: GRPO needs no critic.",
+        "Change value_coef or learning_rate, take more updates from each rollout (epochs), "
+        + (
+            "or scale what the critic sees and has to predict (normalize_observations, scale_rewards)."
+            if agent
+            else "start the critic from a reward model (--value-model), or compare the answers to one prompt instead: "
+            "GRPO needs no critic."
+        ),
         _now(recent),
     )
 

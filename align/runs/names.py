@@ -15,17 +15,17 @@ class Label(NamedTuple):
 
 
 LABELS: dict[str, Label] = {
-    "reward/mean": Label("reward", "mean of the rollout"),
-    "reward/std": Label("spread of reward", "standard deviation"),
     "episode/return": Label("return", "mean of the latest episodes", ".4g"),
     "episode/length": Label("episode length", "steps, mean", ".1f"),
+    "reward/mean": Label("reward", "mean of the rollout"),
+    "reward/std": Label("spread of reward", "standard deviation"),
     "policy/entropy": Label("entropy", "nats per action"),
     "kl/reference": Label("KL to the reference", "nats per token"),
     "kl/completion": Label("KL of a completion to the reference", "nats"),
     "completion/length": Label("completion length", "tokens, mean", ".1f"),
     "completion/truncated": Label("completions cut", "share at max_new_tokens", ".0%"),
     "group/silent": Label("groups without signal", "share", ".0%"),
-    "policy/clip_fraction": Label("clipped ratios", "share of tokens", ".1%"),
+    "policy/clip_fraction": Label("clipped ratios", "share of actions", ".1%"),
     "policy/sampler_gap": Label("sampler gap", "nats per token", ".1e"),
     "sft/accuracy": Label("token accuracy", "share", ".1%"),
     "optim/grad_norm": Label("gradient norm", "before clipping"),
@@ -39,7 +39,14 @@ LABELS: dict[str, Label] = {
     "steps/per_second": Label("speed", "environment steps per second", ",.0f"),
     "steps/total": Label("environment steps", "since the start", ",.0f"),
     "value/explained_variance": Label("critic explains", "share of the variance of returns", ".0%"),
+    "value/td_error": Label("TD error", "mean of its size"),
     "policy/approx_kl": Label("KL of the update", "nats per action"),
+    "policy/epsilon": Label("random actions", "share", ".1%"),
+    "policy/epochs": Label("epochs", "of the update", ".0f"),
+    "loss/policy": Label("policy loss", ""),
+    "loss/value": Label("value loss", ""),
+    "loss/td": Label("TD loss", ""),
+    "optim/updates": Label("gradient steps", "since the start", ",.0f"),
     "time/step": Label("time of a step", "seconds", ".2f"),
     "time/sample": Label("time of sampling", "seconds", ".2f"),
 }
@@ -51,27 +58,36 @@ def label(name: str) -> Label:
     if name.startswith("eval/"):
         # An evaluation is named after the metric of training that it repeats: eval/reward/mean, eval/loss.
         inner = label(name.removeprefix("eval/"))
-        return inner._replace(words=f"held-out {inner.words}", unit=_held_out(inner.unit))
+        return inner._replace(words=f"{evaluated([name])} {inner.words}", unit=_held_out(inner.unit))
     if name.startswith("reward/") and name not in LABELS:
         return Label(f"reward: {_words(name.removeprefix('reward/'))}", "mean of the rollout")
     return LABELS.get(name, Label(_words(name)))
 
 
+def evaluated(names: Iterable[str]) -> str:
+    """Return what evaluations are called: data are held out, but of an environment there is no more to hold out."""
+    return "evaluated" if any(name.startswith("eval/episode/") for name in names) else "held-out"
+
+
 def in_order(names: Iterable[str]) -> list[str]:
-    """Sort metrics as they are read: reward and its parts, evaluations, then the rest; the loss where it matters.
+    """Sort metrics as they are read: what is to rise, evaluations, then the rest; the loss where it matters.
 
     In reinforcement learning the loss says next to nothing and comes late; where there is no reward it comes first.
     """
     known = list(LABELS)
     present = sorted(set(names) - {"step"})
     has_reward = "reward/mean" in present
+    after_reward = known.index("reward/mean") + 0.5
 
-    def place(name: str) -> tuple[float, str]:
+    def place(name: str) -> tuple[float, float, str]:
+        inner = name.removeprefix("eval/")
+        row = known.index(inner) if inner in LABELS else len(known)
         if name == "optim/loss" and not has_reward:
-            return (-1, name)
-        if name in LABELS:
-            return (known.index(name), name)
-        return (0.5 if name.startswith("eval/") else 1.5 if name.startswith("reward/") else len(known), name)
+            return (-1, 0, name)
+        if inner != name:
+            return (after_reward, row, name)
+        part = name.startswith("reward/") and name not in LABELS
+        return (after_reward + 1 if part else row, 0, name)
 
     return sorted(present, key=place)
 
@@ -89,7 +105,7 @@ def duration(seconds: float) -> str:
 
 
 def _held_out(unit: str) -> str:
-    return unit.replace("of the rollout", "held out").replace("of the latest episodes", "of held-out episodes")
+    return unit.replace("of the rollout", "held out").replace("of the latest episodes", "of evaluated episodes")
 
 
 def _words(name: str) -> str:

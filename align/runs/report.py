@@ -16,7 +16,7 @@ from typing import Any
 from align.runs.charts import Point, Series, histogram, line_chart
 from align.runs.directory import RunDirectory
 from align.runs.health import RULES, findings
-from align.runs.names import duration, in_order, label, number
+from align.runs.names import duration, evaluated, in_order, label, number
 from align.runs.text import shorten, visible
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -129,11 +129,12 @@ def _health(history: Sequence[Mapping[str, float]], events: Lines) -> str:
 
 def _curves(history: Sequence[Mapping[str, float]]) -> str:
     present = {name for line in history for name in line}
-    names = [name for name in in_order(present) if name not in BESIDE and not _drawn_with_training(name, present)]
+    beside = BESIDE | {_axis(history)}
+    names = [name for name in in_order(present) if name not in beside and not _drawn_with_training(name, present)]
     charts = [_chart(name, history) for name in names]
     has_both = any(name.startswith("eval/") for name in present)
     key = '<p class="key"><span><i></i>training</span>'
-    key += '<span><i class="eval"></i>held-out</span></p>' if has_both else "</p>"
+    key += f'<span><i class="eval"></i>{evaluated(present)}</span></p>' if has_both else "</p>"
     return key + f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
@@ -141,22 +142,30 @@ def _drawn_with_training(name: str, present: set[str]) -> bool:
     return name.startswith("eval/") and name.removeprefix("eval/") in present
 
 
+def _axis(history: Sequence[Mapping[str, float]]) -> str:
+    """What curves are drawn over: steps of environments where they are counted, since those are what learning costs."""
+    return "steps/total" if any("steps/total" in line for line in history) else "step"
+
+
 def _chart(name: str, history: Sequence[Mapping[str, float]]) -> str:
     words, unit, form = label(name)
     spread = "reward/std" if name == "reward/mean" else ""
+    axis = _axis(history)
+    over = "optimizer step" if axis == "step" else "environment step"
     series = [
         Series(
             "eval" if metric.startswith("eval/") else "train",
             [
-                Point(line["step"], line[metric], _finite(line.get(spread, 0.0)))
+                Point(_finite(line.get(axis, 0.0)), line[metric], _finite(line.get(spread, 0.0)))
                 for line in history
-                if metric in line and line["step"] > -1
+                if metric in line
             ],
+            name=over if axis != "step" else "step",
         )
         for metric in (name, f"eval/{name}")
         if any(metric in line for line in history)
     ]
-    drawing = line_chart(series, x_label="optimizer step", y_label=visible(unit or words), form=form)
+    drawing = line_chart(series, x_label=over, y_label=visible(unit or words), form=form)
     return f"<figure><figcaption>{_shown(words)}<span>{_from_to(name, history)}</span></figcaption>{drawing}</figure>"
 
 

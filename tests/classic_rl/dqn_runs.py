@@ -1,4 +1,4 @@
-"""Small runs of DQN that tests build alike, the job that they kill among them."""
+"""Small runs of DQN that tests build alike, and environments for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from align.runs.run import run
 from classic_rl.dqn import DQN
 from classic_rl.dqn_config import DQNConfig, ExplorationConfig, ReplayConfig, TargetConfig
 from tests.classic_rl.counting import Walk
@@ -95,16 +94,3 @@ EVERYTHING: dict[str, Any] = {
 
 def small_dqn(num_envs: int = 3, env: Any = Walk, **changes: Any) -> DQN:
     return DQN(env, small_config(num_envs=num_envs, **changes))
-
-
-def run_dqn(directory: str, *, everything: bool = False, resume: bool = False) -> int:
-    """Run it to its end, saving every step; returns the exit code."""
-    agent = small_dqn(env_steps=800, **(EVERYTHING if everything else {}))
-    result = run(agent, directory, config=agent.config, resume=resume, save_every=1, quiet=True)
-    agent.save(result.directory.final)
-    return result.exit_code
-
-
-def warm() -> None:
-    """Take one step: the first one of an optimizer imports half of torch."""
-    next(small_dqn(report_every=60).steps())

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import signal
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
 from align.runs.checkpoint import load_latest, save_checkpoint
 from classic_rl.dqn import DQN, QNetwork, move_towards, td_errors, td_loss
-from classic_rl.dqn_config import PRESETS, ExplorationConfig, ReplayConfig, TargetConfig
+from classic_rl.dqn_config import DQN_PRESETS, ExplorationConfig, ReplayConfig, TargetConfig
 from classic_rl.metrics import METRICS
 from classic_rl.replay import Batch
 from tests.classic_rl.counting import Unrepeatable
 from tests.classic_rl.dqn_runs import EVERYTHING, Chain, Corner, Loop, small_config, small_dqn
-from tests.forks import Forks
 from tests.reference import classic_case
 
 
@@ -303,9 +295,9 @@ def test_settings_that_cannot_work_are_refused(changes, advice):
         small_config(**changes)
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", sorted(DQN_PRESETS))
 def test_every_preset_can_be_run(name):
-    agent = DQN(name, replace(PRESETS[name], env_steps=400, learning_starts=100, report_every=200, updates=1))
+    agent = DQN(name, replace(DQN_PRESETS[name], env_steps=400, learning_starts=100, report_every=200, updates=1))
     assert len(agent.learn()) == 2 and agent.updates > 0
 
 
@@ -353,48 +345,3 @@ def test_where_an_environment_cannot_be_brought_back_nothing_follows_its_open_ep
         agent.load_state(agent.state())
     next(agent.steps())
     assert agent.replay.state()["following"][newest] == -1
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory):
-    served = Forks(tmp_path_factory.mktemp("dqn") / "log", "tests.classic_rl.dqn_runs")
-    yield served
-    served.close()
-
-
-def outcome(directory: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    lines = (directory / "metrics.jsonl").read_text().splitlines()
-    return load_file(directory / "final" / "policy.safetensors"), [told(json.loads(line)) for line in lines]
-
-
-def check_kills(forks: Forks, place: Path, *, everything: bool, seeds: range) -> None:
-    """Kill runs twice each, at random instants, and compare them with one that was left alone."""
-    job = "tests.classic_rl.dqn_runs:run_dqn"
-    assert forks.do(job, directory=str(place / "whole"), everything=everything) == 0, forks.said
-    weights, history = outcome(place / "whole")
-    for seed in seeds:
-        draw, killed = random.Random(seed), place / str(seed)
-        for _ in range(2):
-            had = set(killed.glob("checkpoints/checkpoint-*"))
-            pid = forks.start(job, directory=str(killed), everything=everything, resume=killed.exists())
-            deadline = time.monotonic() + 60
-            while not set(killed.glob("checkpoints/checkpoint-*")) - had and time.monotonic() < deadline:
-                time.sleep(0.002)
-            time.sleep(draw.random() * 0.05)
-            os.kill(pid, signal.SIGKILL)
-            assert forks.wait() == -signal.SIGKILL, forks.said
-        assert forks.do(job, directory=str(killed), everything=everything, resume=True) == 0, forks.said
-        its_weights, its_history = outcome(killed)
-        assert weights.keys() == its_weights.keys()
-        assert all(torch.equal(weights[name], its_weights[name]) for name in weights)
-        assert its_history == history
-
-
-def test_a_run_killed_twice_ends_bitwise_as_one_left_alone(forks, tmp_path):
-    check_kills(forks, tmp_path, everything=True, seeds=range(1))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("everything", [False, True], ids=["plain", "everything"])
-def test_runs_killed_ten_times_end_bitwise_as_one_left_alone(forks, tmp_path, everything):
-    check_kills(forks, tmp_path, everything=everything, seeds=range(1, 6))

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,16 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.runs.checkpoint import load_latest, save_checkpoint
-from classic_rl import a2c, ppo, reinforce
 from classic_rl.a2c import A2C, A2CConfig
 from classic_rl.actor_critic import NetworkConfig, Rollout
 from classic_rl.envs import make_envs
 from classic_rl.evaluate import evaluate
 from classic_rl.metrics import METRICS
+from classic_rl.on_policy_config import A2C_PRESETS, PPO_PRESETS, REINFORCE_PRESETS
 from classic_rl.ppo import PPO, Batch, PPOConfig
 from classic_rl.reinforce import REINFORCE, REINFORCEConfig
 from tests.classic_rl.counting import Counter, Echo
-from tests.forks import Forks
 from tests.reference import classic_case
 
 SMALL = NetworkConfig(hidden=(8,))
@@ -262,9 +256,9 @@ def test_settings_that_cannot_work_are_refused_at_once(make, advice):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_preset_names_an_environment_and_makes_an_agent_for_it(kind):
-    module = {"ppo": ppo, "a2c": a2c, "reinforce": reinforce}[kind]
+    presets = {"ppo": PPO_PRESETS, "a2c": A2C_PRESETS, "reinforce": REINFORCE_PRESETS}[kind]
     agent = {"ppo": PPO, "a2c": A2C, "reinforce": REINFORCE}[kind]
-    for env, config in module.PRESETS.items():
+    for env, config in presets.items():
         assert agent(env, replace(config, num_envs=2)).total_steps > 10
 
 
@@ -285,72 +279,11 @@ def test_every_agent_learns_every_kind_of_action(kind, actions):
 
 
 def test_ppo_solves_cart_pole():
-    agent = PPO("CartPole-v1", ppo.PRESETS["CartPole-v1"])
+    agent = PPO("CartPole-v1", PPO_PRESETS["CartPole-v1"])
     for _ in agent.steps():
         if agent.step % 10 == 0 and evaluate(agent.act, "CartPole-v1").returns.mean() >= 475:
             return
     pytest.fail("CartPole-v1 was not solved within the preset's steps")
-
-
-# --- kill -9 ---
-
-UPDATES = 60
-
-
-def run_ppo(directory: str, *, resume: bool = False) -> int:
-    """A job: PPO on CartPole as a run of align.runs."""
-    from align.runs.run import run
-
-    config = PPOConfig(env_steps=UPDATES * 64, num_envs=4, rollout_steps=16, network=NORMAL, scale_rewards=True)
-    agent = PPO("CartPole-v1", config)
-    result = run(agent, directory, config=config, resume=resume, save_every=2, quiet=True)
-    return result.exit_code
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory):
-    served = Forks(tmp_path_factory.mktemp("forks") / "log", "tests.classic_rl.test_on_policy", "align.runs.run")
-    yield served
-    served.close()
-
-
-def final_state(directory: Path) -> dict[str, Any]:
-    found = load_latest(directory / "checkpoints")
-    assert found and found.step == UPDATES
-    return found.state
-
-
-def same(left: Any, right: Any) -> bool:
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list):
-        return len(left) == len(right) and all(map(same, left, right))
-    return torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
-
-
-def check_kills(forks: Forks, directory: Path, kills: int) -> None:
-    job = "tests.classic_rl.test_on_policy:run_ppo"
-    whole, killed, draw = directory / "whole", directory / "killed", random.Random(kills)
-    assert forks.do(job, directory=str(whole)) == 0, forks.said
-    for kill in range(kills):
-        pid = forks.start(job, directory=str(killed), resume=killed.exists())
-        goal = (kill + 1) * (UPDATES - 6) // (kills + 1)  # each kill further on, so that all of them meet a run
-        while not any(int(path.name.rpartition("-")[2]) >= goal for path in killed.glob("checkpoints/checkpoint-*")):
-            time.sleep(0.002)
-        time.sleep(draw.uniform(0, 0.03))
-        os.kill(pid, signal.SIGKILL)
-        assert forks.wait() == -signal.SIGKILL, forks.said
-    assert forks.do(job, directory=str(killed), resume=True) == 0, forks.said
-    assert same(final_state(whole), final_state(killed))
-
-
-def test_a_ppo_run_killed_twice_ends_bitwise_as_one_left_alone(forks, tmp_path):
-    check_kills(forks, tmp_path, 2)
-
-
-@pytest.mark.slow
-def test_a_ppo_run_killed_ten_times_ends_bitwise_as_one_left_alone(forks, tmp_path):
-    check_kills(forks, tmp_path, 10)
 
 
 def test_environments_made_beforehand_are_taken_as_they_are():

@@ -26,7 +26,8 @@ def environment(**more: str) -> dict[str, str]:
 
 IMPORTED = (
     "peft", "accelerate", "rich.live", "tyro", "recipes.cli", "recipes.grpo", "recipes.sft", "recipes.evaluate",
-    "recipes.ppo", "recipes.dpo", "recipes.kto", "recipes.reward",
+    "recipes.ppo", "recipes.dpo", "recipes.kto", "recipes.reward", "recipes.classic", "classic_rl.evaluate",
+    "classic_rl.ppo", "classic_rl.a2c", "classic_rl.reinforce", "classic_rl.dqn", "gymnasium.envs.classic_control",
     "transformers.models.qwen3.modeling_qwen3", "transformers.models.auto.modeling_auto", "transformers.generation",
     "transformers.tokenization_utils_tokenizers", "align.runs.report",
 )  # fmt: skip
@@ -116,7 +117,7 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 def metrics_of(run: Path) -> list[dict[str, float]]:
     """What a run wrote of each step, but for what depends on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith("time/") and k != "tokens/per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith("time/") and "per_second" not in k} for line in lines]
 
 
 def turn(role: str, content: str) -> dict[str, str]:

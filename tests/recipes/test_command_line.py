@@ -14,7 +14,7 @@ import pytest
 
 from tests.recipes.conftest import Align, environment
 
-HEAVY = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy")
+HEAVY = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy", "gymnasium")
 SECONDS = 1.5
 GRPO = ("grpo", "--model", "model", "--data", "prompts.jsonl", "--reward", "exact_answer", "--max-new-tokens", 4)
 SHORT = (*GRPO, "--prompts-per-step", 2, "--group-size", 2)
@@ -25,7 +25,11 @@ def python(code: str, cwd: Path | None = None, **more: str) -> subprocess.Comple
     return subprocess.run(words, capture_output=True, text=True, check=False, env=environment(**more), cwd=cwd)
 
 
-@pytest.mark.parametrize("arguments", [[], ["grpo"], ["ppo"], ["sft"], ["eval"], ["doctor"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["grpo"], ["ppo"], ["sft"], ["eval"], ["doctor"], ["classic"], ["classic", "dqn"], ["classic", "eval"]],
+    ids=" ".join,
+)
 def test_help_answers_at_once_and_loads_nothing_heavy(arguments: list[str]):
     code = (
         f"import sys\nfrom recipes.cli import main\ntry:\n    main({[*arguments, '--help']})\nexcept SystemExit: pass\n"

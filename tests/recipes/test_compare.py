@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from recipes.budget import EVALUATIONS, Budgeted
-from recipes.comparison import Outcome, markdown, picture, ranked, rows, written
+from recipes.comparison import HEAD, Outcome, picture, ranked, rows, written
+from recipes.comparison_page import markdown
 from tests.forks import Forks
 
 
@@ -123,7 +124,7 @@ def test_the_table_has_a_line_a_method_with_its_numbers():
         ("A", "97.0%", "96.0 to 98.0%", "75%", "1.25", "1,000", "795", "2,000", "4"),  # (812.5 + 777.8) / 2
         ("B", "50.0%", "50.0 to 50.0%", "75%", "1.25", "1,000", "not all", "2,000", "3"),
     ]
-    assert markdown(table).splitlines()[2].startswith("| A | 97.0% | 96.0 to 98.0% |")
+    assert markdown(HEAD, rows(table)).splitlines()[2].startswith("| A | 97.0% | 96.0 to 98.0% |")
 
 
 def test_the_picture_has_a_line_through_the_means_and_a_band_from_the_lowest_to_the_highest():

@@ -25,6 +25,14 @@ REWARD = ("reward", *ONCE[:4], "--data", "preferences.jsonl", "--eval-data", "fe
           "--pairs-per-step", 8, "--centring", 0.01)  # fmt: skip
 CACHED = ("--reference-cache", "CACHE", "--eval-data")
 
+CLASSIC_PPO = ("classic", "ppo", "--env", "CartPole-v1", "--eval-episodes", 2, "--hidden", 8, "--num-envs", 4,
+               "--rollout-steps", 16, "--normalize-observations", "--scale-rewards")  # fmt: skip
+CLASSIC_DQN = ("classic", "dqn", "--env", "CartPole-v1", "--eval-episodes", 2, "--hidden", 8, "--num-envs", 2,
+               "--report-every", 20, "--learning-starts", 20, "--batch-size", 8, "--train-every", 4,
+               "--capacity", 90)  # fmt: skip
+ENV_STEPS = {"ppo": 64, "dqn": 20}
+"""Of a step of the two."""
+
 COMMANDS = {
     "grpo": GRPO,
     "grpo lora": (*GRPO, *LORA, "--kl-coef", 0.1),
@@ -42,6 +50,9 @@ COMMANDS = {
     "kto, cached": (*KTO, *CACHED, "liked.jsonl"),
     "reward, margins": (*REWARD, "--margin", "sure"),
     "reward lora": (*REWARD, *LORA),
+    "classic ppo": CLASSIC_PPO,
+    "classic dqn": (*CLASSIC_DQN, "--n-step", 1, "--priority-exponent", 0),
+    "classic dqn, all of it": (*CLASSIC_DQN, "--dueling", "--n-step", 3, "--priority-exponent", 0.6, "--rate", 0.05),
 }  # fmt: skip
 
 
@@ -67,7 +78,11 @@ def check_kills(align: Align, command: tuple, directory: Path, *, kills: int, in
     """Kill one run again and again, the last times inside a save, and compare its end with that of another."""
     command = tuple(directory / "caches" / "reference" if word == "CACHE" else word for word in command)
     steps = 10 + 5 * kills  # a kill comes two or three steps after the one before
-    arguments, killed, draw = (*command, "--steps", steps, "--save-every", 1), directory / "killed", random.Random(0)
+    length = ("--steps", steps)
+    if command[0] == "classic":
+        steps *= 3  # which take milliseconds
+        length = ("--env-steps", steps * ENV_STEPS[command[1]], "--evaluate-every", steps // 4)
+    arguments, killed, draw = (*command, *length, "--save-every", 1), directory / "killed", random.Random(0)
     align(*arguments, "--directory", directory / "whole")
     for number in range(kills):
         kill(align, arguments, killed, draw, inside_a_save=number >= kills - inside_a_save)

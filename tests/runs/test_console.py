@@ -221,4 +221,4 @@ def test_an_agent_is_told_by_its_return_and_its_steps_a_second() -> None:
             },
         )
     assert file.getvalue().startswith("step 3/10  return 123.5  length 99.0  20,123 steps/s")
-    assert file.getvalue().endswith("held out: return 500\n")
+    assert file.getvalue().endswith("evaluated: return 500\n")

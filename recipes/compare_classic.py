@@ -1,0 +1,136 @@
+"""Classic agents on one environment over several seeds: a table with intervals, learning curves, performance profiles.
+
+    python -m recipes.compare_classic --env CartPole-v1 --agents reinforce a2c ppo dqn --seeds 0 1 2 3 4
+
+Each run is that of `align classic` in a directory of its own, such as runs/compare-CartPole-v1/ppo/seed-0; what is
+finished is kept. At the end stand comparison.md, comparison.html and comparison.png.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from recipes.classic import AGENTS, MeasureOptions, check_env, config_of, options_of, run_agent
+from recipes.common import recipe
+
+if TYPE_CHECKING:
+    from recipes.comparison_classic import Outcome
+
+Name = Literal["reinforce", "a2c", "ppo", "dqn"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare agents on one environment, each with the settings known for it, over seeds."""
+
+    env: str = "CartPole-v1"
+    """Id of the environment."""
+    agents: tuple[Name, ...] = ("reinforce", "a2c", "ppo", "dqn")
+    """What is compared."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds of each agent's runs; fewer than five say little."""
+    eval_episodes: int = 100
+    """Episodes of each evaluation."""
+    directory: Path | None = None
+    """Directory of all runs; by default runs/compare-ENV. What is finished there is kept, what was stopped goes on."""
+    share: float = 1.0
+    """Share of each agent's run that is taken, for a quick look."""
+
+    def __post_init__(self) -> None:
+        for name in ("agents", "seeds"):
+            chosen = getattr(self, name)
+            if not chosen or len(set(chosen)) < len(chosen):
+                raise ValueError(f"{name} must be one or more, each once, got {' '.join(map(str, chosen)) or 'none'}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, got {self.share}")
+
+    @property
+    def place(self) -> Path:
+        """The directory of all runs."""
+        return self.directory or Path("runs") / f"compare-{self.env.split(':')[-1].replace('/', '-')}"
+
+
+def train(options: Options, command: Sequence[str]) -> int:
+    """Run the recipe and return its exit code."""
+    from recipes.comparison_classic import outcome_of
+    from recipes.pictures import pyplot
+
+    check_env(options.env)
+    pyplot()  # an hour of runs must not end in a missing package
+    outcomes: list[Outcome] = []
+    for seed in options.seeds:
+        for kind in options.agents:
+            path = options.place / kind / f"seed-{seed}"
+            if code := learn(options, kind, seed, path):
+                return code
+            outcomes.append(outcome_of(path, kind, seed))
+            print(f"seed {seed}, {kind}: return {outcomes[-1].final:.1f}, {outcomes[-1].seconds:.0f} s", flush=True)
+    show(options, outcomes, command)
+    return 0
+
+
+def learn(options: Options, kind: Name, seed: int, path: Path) -> int:
+    """Run one agent on one seed, unless that is done with the same settings, and return an exit code."""
+    from align.runs.directory import RunDirectory, plain
+
+    config = AGENTS[kind].presets.get(options.env, AGENTS[kind].config())
+    length = "updates" if kind == "reinforce" else "env_steps"
+    taken = max(1, int(options.share * getattr(config, length)))
+    settings = options_of(options.env, replace(config, seed=seed, **{length: taken}))
+    settings = replace(
+        settings,
+        measure=MeasureOptions(options.eval_episodes),
+        run=replace(settings.run, directory=path, resume=True, quiet=True),
+    )
+    directory = RunDirectory(path)
+    if directory.final.exists():
+        directory.check(plain(config_of(kind, settings)), resume=True)
+        return 0
+    words = f"align classic {kind} --env {options.env} --seed {seed} --{length.replace('_', '-')} {taken}"
+    command = [*words.split(), "--eval-episodes", str(options.eval_episodes), "--directory", str(path)]
+    return run_agent(kind, settings, command)[0].exit_code
+
+
+def show(options: Options, outcomes: Sequence[Outcome], command: Sequence[str]) -> None:
+    """Write the comparison and print its table."""
+    from recipes import comparison_classic as told
+    from recipes.comparison_page import Comparison, print_table, write
+
+    standings, agents, count = told.ranked(outcomes), list(AGENTS), len(options.seeds)
+    curves, shares = told.learning_curves(standings, agents), told.profiles(standings, agents)
+    table = told.rows(standings)
+    title = f"Agents on {options.env}"
+    rule = (
+        f"{count} {'seeds' if count > 1 else 'seed'} of each agent, with the settings that align classic has for "
+        f"{options.env}, measured greedily over {options.eval_episodes} episodes. Agents differ in how many steps "
+        "they take: the curves say who learns from few."
+    )
+    files = write(
+        options.place,
+        Comparison(
+            title=title,
+            rule=rule,
+            note=told.NOTE,
+            head=told.HEAD,
+            rows=table,
+            told=[(one.agent, AGENTS[one.agent].words) for one in standings],
+            command=shlex.join(command),
+            figures=told.figures(curves, shares),
+            footer="Lines: interquartile mean over seeds; bands: 95 % bootstrap interval. Each run has its own report.",
+        ),
+    )
+    picture = options.place / "comparison.png"
+    told.save_picture(picture, curves, shares, title=f"{title}, {count} seeds")
+    print_table(told.HEAD, table)
+    for file in (*files, picture):
+        print(file)
+
+
+main = recipe("python -m recipes.compare_classic", Options, train)
+
+if __name__ == "__main__":
+    main()
