@@ -19,11 +19,23 @@ import gymnasium
 import numpy as np
 import torch
 
-from classic_rl import a2c, dqn, dqn_config, ppo, probes, reinforce
-from classic_rl.actor_critic import NetworkConfig
-from classic_rl.dqn_config import DQNConfig, ExplorationConfig, ReplayConfig, TargetConfig
+from classic_rl import probes
+from classic_rl.a2c import A2C
+from classic_rl.dqn import DQN
+from classic_rl.dqn_config import DQN_PRESETS, DQNConfig, ExplorationConfig, ReplayConfig, TargetConfig
 from classic_rl.envs import EnvSource
 from classic_rl.evaluate import evaluate
+from classic_rl.on_policy_config import (
+    A2C_PRESETS,
+    PPO_PRESETS,
+    REINFORCE_PRESETS,
+    A2CConfig,
+    NetworkConfig,
+    PPOConfig,
+    REINFORCEConfig,
+)
+from classic_rl.ppo import PPO
+from classic_rl.reinforce import REINFORCE
 from recipes.common import recipe
 from recipes.options import LadderOptions
 
@@ -66,14 +78,10 @@ def subject(name: str, *, kind: Callable[[EnvSource, Any], Any] | None = None, s
         exploration=ExplorationConfig(end=0.05, fraction=0.5),
     )  # fmt: skip
     subjects = {
-        "reinforce": (reinforce.REINFORCE, reinforce.REINFORCEConfig(updates=80, **shared), reinforce.PRESETS),
-        "a2c": (a2c.A2C, a2c.A2CConfig(env_steps=200 * 128, learning_rate=1e-2, **shared), a2c.PRESETS),
-        "ppo": (
-            ppo.PPO,
-            ppo.PPOConfig(env_steps=40 * 128, rollout_steps=8, learning_rate=1e-2, **shared),
-            ppo.PRESETS,
-        ),
-        "dqn": (dqn.DQN, small_dqn, dqn_config.PRESETS),
+        "reinforce": (REINFORCE, REINFORCEConfig(updates=80, **shared), REINFORCE_PRESETS),
+        "a2c": (A2C, A2CConfig(env_steps=200 * 128, learning_rate=1e-2, **shared), A2C_PRESETS),
+        "ppo": (PPO, PPOConfig(env_steps=40 * 128, rollout_steps=8, learning_rate=1e-2, **shared), PPO_PRESETS),
+        "dqn": (DQN, small_dqn, DQN_PRESETS),
     }
     if name not in subjects:
         raise ValueError(f"expected an agent of {', '.join(subjects)}, got {name!r}")

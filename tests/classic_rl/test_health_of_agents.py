@@ -11,15 +11,20 @@ from typing import Any
 import pytest
 
 from align.runs.health import findings
-from classic_rl import a2c, dqn, dqn_config, ppo, reinforce
+from classic_rl.a2c import A2C
+from classic_rl.dqn import DQN
+from classic_rl.dqn_config import DQN_PRESETS
+from classic_rl.on_policy_config import A2C_PRESETS, PPO_PRESETS, REINFORCE_PRESETS
+from classic_rl.ppo import PPO
+from classic_rl.reinforce import REINFORCE
 
 History = list[dict[str, float]]
 CARTPOLE = "CartPole-v1"
 AGENTS: dict[str, tuple[Any, Any]] = {
-    "reinforce": (reinforce.REINFORCE, reinforce.PRESETS[CARTPOLE]),
-    "a2c": (a2c.A2C, a2c.PRESETS[CARTPOLE]),
-    "ppo": (ppo.PPO, ppo.PRESETS[CARTPOLE]),
-    "dqn": (dqn.DQN, replace(dqn_config.PRESETS[CARTPOLE], env_steps=16_000, report_every=200)),
+    "reinforce": (REINFORCE, REINFORCE_PRESETS[CARTPOLE]),
+    "a2c": (A2C, A2C_PRESETS[CARTPOLE]),
+    "ppo": (PPO, PPO_PRESETS[CARTPOLE]),
+    "dqn": (DQN, replace(DQN_PRESETS[CARTPOLE], env_steps=16_000, report_every=200)),
 }
 
 
