@@ -84,8 +84,8 @@ def _learned(path: str) -> Reward:
         model: Any = load_reward_model(place)
         return model_reward(model.to(device), load_tokenizer(place))
 
-    def model(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float | None]:
-        return loaded()(prompts=prompts, completions=completions)
+    def model(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        return loaded()(prompts=prompts, completions=completions, **columns)
 
     return Reward(model)
 
