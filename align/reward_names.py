@@ -20,10 +20,20 @@ from align.isolated import isolated
 from align.math_answer import math_answer
 from align.rewards import Reward, RewardError, RewardFunction
 from align.rows import nearest
+from align.text_penalties import repetition_penalty, script_penalty
 from align.verifiable import exact_answer, numeric_answer, regex_format, soft_overlong
 
 BUILT_IN: dict[str, Callable[..., RewardFunction]] = {
-    make.__name__: make for make in (exact_answer, numeric_answer, math_answer, regex_format, soft_overlong)
+    make.__name__: make
+    for make in (
+        exact_answer,
+        numeric_answer,
+        math_answer,
+        regex_format,
+        soft_overlong,
+        repetition_penalty,
+        script_penalty,
+    )
 }
 
 MODEL = "model:"

@@ -139,14 +139,15 @@ class HeldOutOptions:
 class RewardOptions:
     """What judges the answers: the sum of the rewards by weight, as in --reward exact_answer rules.py:brief=0.2.
 
-    exact_answer, numeric_answer and math_answer compare with the column `answer`. One's own is called as
+    exact_answer, numeric_answer and math_answer compare with the column `answer`; repetition_penalty and script_penalty
+    take off for repeated n-grams and for letters that are neither Latin nor Greek. One's own is called as
     f(prompts, completions, **columns) and returns a number or None for each completion. A weight of 0 only measures.
     isolated:rules.py:tests runs one's own in another process, which is killed after 10 seconds on one completion.
     """
 
     rewards: Names
-    """exact_answer, numeric_answer, math_answer, module:function, path.py:function, isolated: before one of the two,
-    or model:FOLDER of a reward model."""
+    """exact_answer, numeric_answer, math_answer, repetition_penalty, script_penalty, module:function, path.py:function,
+    isolated: before one of the two, or model:FOLDER of a reward model."""
     on_reward_error: Literal["error", "skip", "zero"] = "error"
     """Where a reward fails on a sample: stop, leave the sample out, or give 0; the last two say so."""
 
