@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from align.isolated import isolated
+from align.judge import judge
 from align.math_answer import math_answer
 from align.rewards import Reward, RewardError, RewardFunction
 from align.rows import nearest
@@ -33,6 +34,7 @@ BUILT_IN: dict[str, Callable[..., RewardFunction]] = {
         soft_overlong,
         repetition_penalty,
         script_penalty,
+        judge,
     )
 }
 
