@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from align.gym_answer import reasoning_gym
 from align.isolated import isolated
 from align.judge import judge
 from align.math_answer import math_answer
@@ -35,6 +36,7 @@ BUILT_IN: dict[str, Callable[..., RewardFunction]] = {
         repetition_penalty,
         script_penalty,
         judge,
+        reasoning_gym,
     )
 }
 

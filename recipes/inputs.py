@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from align import reward_names
+from align import procedural, reward_names
 from align.batch import Prompts
 from align.data import PromptRows, read_prompts, tokenize_prompts
 from align.logprobs import base_model
@@ -20,6 +20,7 @@ from align.models import add_lora, load_model, load_tokenizer
 from align.reward_head import RewardModel, load_reward_model
 from align.rewards import Reward, RewardError, check_rewards
 from align.rows import nearest
+from recipes import numbers_game, word_problems
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     from recipes.options import ModelOptions, PromptOptions
 
 SAMPLING_HABITS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+SCHEMES: Mapping[str, Callable[..., Any]] = {
+    procedural.SCHEME: procedural.task_rows,
+    word_problems.SCHEME: word_problems.rows,
+    numbers_game.SCHEME: numbers_game.rows,
+}
+"""Word before the data -> what makes rows of it: (data, split=) -> rows."""
 
 
 def read_rewards(names: Sequence[Sequence[str]]) -> list[Reward]:
@@ -53,7 +61,9 @@ def _weighted(named: str) -> Reward:
 
 def read_rows(options: PromptOptions, rewards: Sequence[Reward]) -> PromptRows:
     """Read and check prompts, and that the rewards find their columns."""
-    rows = read_prompts(options.data, split=options.split)
+    scheme = next((scheme for scheme in SCHEMES if options.data.startswith(scheme)), None)
+    source = SCHEMES[scheme](options.data, split=options.split) if scheme else options.data
+    rows = read_prompts(source, split=options.split)
     try:
         check_rewards(rewards, rows.columns)
     except RewardError as error:
