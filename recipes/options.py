@@ -70,7 +70,7 @@ class PromptOptions:
 
     data: str
     """A .jsonl, .json, .csv or .parquet file, a folder of them, owner/name or owner/name:config of the hub, or
-    "reasoning_gym:TASK?size=500&seed=0", with further options of the task."""
+    "reasoning_gym:TASK?size=500&seed=0", with further options of the task; several as mix:a.jsonl=0.7,b.jsonl=0.3."""
     split: str = "train"
     """Split to take where the data have several."""
     max_prompt_tokens: int | None = None

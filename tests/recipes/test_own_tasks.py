@@ -189,3 +189,18 @@ def test_the_recipe_of_the_numbers_game_generates_its_games_and_resumes(align: A
     assert "python -m recipes.countdown" in json.loads((tmp_path / "run" / "environment.json").read_text())["command"]
     refused = taught(align, "countdown", "--resume", *arguments, "--seed", 3, code=2)
     assert "grpo.seed: 0 -> 3" in refused
+
+
+# ---- mixtures
+
+
+def test_a_mixture_is_learned_from_by_weight_and_its_faults_name_the_file(align: Align, place: Path, tmp_path: Path):
+    write(place / "ones.jsonl", *[{"prompt": "1+1=", "answer": "2"}] * 10)
+    data = "mix:ones.jsonl=0.25,few.jsonl=0.75"
+    arguments = ("grpo", "--model", "model", "--reward", "exact_answer", *QUICK, "--directory", tmp_path / "run")
+    told = align(*arguments, "--data", data)
+    assert f"learning from {data}: 30 prompts" in told and f"--data {data}" in told
+    write(place / "wrong.jsonl", {"prompt": "1+1=", "answer": "2"}, {"prompt": 5, "answer": "2"})
+    assert "wrong.jsonl:2: prompt: expected a string" in align(*arguments, "--data", f"{data},wrong.jsonl=1", code=2)
+    for part, what in (("few.jsonl", "'few.jsonl' has no weight"), ("few.jsonl=0", "must be above 0, got 0")):
+        assert what in align(*arguments, "--data", f"mix:ones.jsonl=1,{part}", code=2)
