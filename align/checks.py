@@ -5,6 +5,7 @@ What is wrong is raised as a `Fault`, `column: what is wrong, what to do`; the r
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ CONVERSATIONS = ("messages", "conversations")
 """Columns that hold messages, never a string."""
 RESERVED = ("prompts", "completions", "completion_ids")
 """Names that rewards are called with, so no column of the data can have them."""
+OWN_ARGUMENTS = ("conversation", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
+"""What the chat template is called with whatever the data say."""
 OTHER_NAMES = {
     "prompt": ("question", "instruction", "problem", "query", "input"),
     "completion": ("response", "output", "answer", "solution", "target"),
@@ -117,6 +120,43 @@ def check_one_form(first: Text, value: Text, column: str, other: str = "prompt")
         raise Fault(f"{column}: {_words(value)}, but {other} is {_words(first)}: make both strings or both messages")
 
 
+def template_of(values: Mapping[str, Any], row: int | None = None) -> dict[str, Any]:
+    """Return what the columns `tools` and `chat_template_kwargs` give the chat template beside the messages.
+
+    Args:
+        values: columns of one row, or, with `row`, lists of them.
+        row: which of the lists' values to take.
+    """
+
+    def cell(column: str, expected: type, words: str) -> Any:
+        value = values.get(column)
+        value = value[row] if row is not None and value is not None else value
+        if isinstance(value, str):  # some data write these as JSON, for tables of one type
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise Fault(f"{column}: a string that is no JSON: write {words}") from None
+        if value is not None and not isinstance(value, expected):
+            raise Fault(f"{column}: expected {words}, got {kind(value)}: rename the column if it means another thing")
+        return without_nulls(value)
+
+    more = cell("chat_template_kwargs", dict, "an object of arguments of the chat template") or {}
+    own = next((name for name in OWN_ARGUMENTS if name in more), None)
+    if own:
+        raise Fault(f"chat_template_kwargs: {own}: is not the data's to say: remove it")
+    tools = cell("tools", list, "a list of descriptions of tools")
+    return ({"tools": tools} if tools else {}) | more
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a value without the keys that are null: a Parquet column gives every object the keys of all."""
+    if isinstance(value, list | tuple):
+        return [without_nulls(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return value
+
+
 def _string(value: Any, column: str) -> str:
     if not isinstance(value, str):
         raise Fault(f"{column}: expected a string, got {kind(value)}")
@@ -145,6 +185,8 @@ def _message(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise Fault(f'{where}: expected {{"role": ..., "content": ...}}, got {kind(turn)}')
     role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
+    if turn.get("tool_calls") and not turn.get(content_key):
+        turn = {**turn, content_key: ""}  # a call needs no words
     for key in (role_key, content_key):
         if key not in turn:
             raise Fault(f"{where}: {key}: missing{nearest(key, turn)}: a message has {role_key} and {content_key}")
@@ -152,10 +194,9 @@ def _message(turn: Any, where: str) -> Message:
     role = SHAREGPT_ROLES.get(name, name) if isinstance(name, str) else None
     if role not in ROLES:
         raise Fault(f"{where}: {role_key}: unknown {name!r}{nearest(str(name), ROLES)}: one of {', '.join(ROLES)}")
-    if content != "" or role != "system":
+    if content != "" or not (role == "system" or turn.get("tool_calls")):
         _string(content, f"{where}: {content_key}")
-    # A Parquet column gives every message all keys, null where it has none; the template shall not see those.
-    others = {key: item for key, item in turn.items() if key not in (role_key, content_key) and item is not None}
+    others = without_nulls({key: item for key, item in turn.items() if key not in (role_key, content_key)})
     return {"role": role, "content": content, **others}
 
 

@@ -7,12 +7,21 @@ renders; tokens are made once, from text, and masks are made from where a text b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from align.batch import Message, Prompts, Sequences
-from align.checks import Text, check_columns, check_same_kind, example_of, form_of, prompt_of, usual_columns
+from align.batch import Prompts, Sequences
+from align.checks import (
+    Text,
+    check_columns,
+    check_same_kind,
+    example_of,
+    form_of,
+    prompt_of,
+    template_of,
+    usual_columns,
+)
+from align.rendering import Demonstrations, encode, end_of_turn, render
 from align.rows import DataError, Fault, Faults, read_rows
 
 if TYPE_CHECKING:
@@ -57,11 +66,13 @@ class ExampleRows:
     prompts: what comes before and is not trained: a string, or messages; empty where everything is trained.
     completions: what is to be imitated, of the same kind; of messages only the assistant's turns are trained.
     origins: where each example came from, `file:row`.
+    templates: further arguments of the chat template, one dict an example: its tools, for instance.
     """
 
     prompts: list[Text]
     completions: list[Text]
     origins: list[str]
+    templates: list[dict[str, Any]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -94,7 +105,8 @@ def read_prompts(source: Any, *, split: str = "train") -> PromptRows:
     """Read and check prompts: a column `prompt`, or `messages`, or ShareGPT `conversations`.
 
     A prompt is a string or a list of messages whose last turn is not the assistant's. All other columns are kept,
-    since rewards get them by name; so every row must have the same ones.
+    since rewards get them by name; so every row must have the same ones. Two reach the chat template too: `tools`,
+    a list of descriptions, and `chat_template_kwargs`, an object.
 
     Args:
         source: what `align.rows.read_rows` takes: a file, a folder, a Dataset, a list of dicts, a hub id.
@@ -111,6 +123,7 @@ def read_prompts(source: Any, *, split: str = "train") -> PromptRows:
         with faults.at(row.origin):
             check_columns(row, list(expected), complete=True)
             prompt = prompt_of(row.values[column], column)
+            template_of(row.values)  # refused now, not once the model is loaded
             check_same_kind(prompt, column, prompts, origins)
             prompts.append(prompt)
             origins.append(row.origin)
@@ -122,7 +135,8 @@ def read_prompts(source: Any, *, split: str = "train") -> PromptRows:
 def read_examples(source: Any, *, split: str = "train") -> ExampleRows:
     """Read and check demonstrations: `prompt` and `completion`, or `messages`, or `conversations`, or `text`.
 
-    The first of these forms that the data has is taken, in that order; other columns are left alone.
+    The first of these forms that the data has is taken, in that order. The columns `tools` and `chat_template_kwargs`
+    are for the chat template; others are left alone.
 
     Args:
         source: what `align.rows.read_rows` takes: a file, a folder, a Dataset, a list of dicts, a hub id.
@@ -133,17 +147,18 @@ def read_examples(source: Any, *, split: str = "train") -> ExampleRows:
     """
     rows = read_rows(source, split=split)
     form = form_of(rows, EXAMPLE_FORMS)
-    faults, prompts, completions, origins = Faults(), [], [], []
+    faults, prompts, completions, origins, templates = Faults(), [], [], [], []
     for row in rows:
         with faults.at(row.origin):
             check_columns(row, form, complete=False)
             prompt, completion = example_of(row.values, form)
             check_same_kind(completion, form[-1], completions, origins)
             prompts.append(prompt)
+            templates.append(template_of(row.values))
             completions.append(completion)
             origins.append(row.origin)
     faults.check()
-    return ExampleRows(prompts, completions, origins)
+    return ExampleRows(prompts, completions, origins, templates)
 
 
 def tokenize_prompts(
@@ -177,7 +192,7 @@ def tokenize_prompts(
     faults, kept, ids = Faults(), [], []
     for row, (origin, prompt) in enumerate(zip(rows.origins, conversations, strict=True)):
         with faults.at(origin):
-            prompt_ids = _prompt_ids(tokenizer, prompt)
+            prompt_ids = _prompt_ids(tokenizer, prompt, template_of(rows.columns, row))
             if fits(prompt_ids, "prompt", max_tokens, too_long):
                 kept.append(row)
                 ids.append(prompt_ids)
@@ -216,9 +231,12 @@ def tokenize_examples(
     check_template(tokenizer, rows.completions, rows.origins)
     demonstrations = Demonstrations(tokenizer)
     faults, examples, dropped, split = Faults(), [], 0, 0
-    for origin, prompt, completion in zip(rows.origins, rows.prompts, rows.completions, strict=True):
+    templates = rows.templates or [{}] * len(rows)
+    for origin, prompt, completion, template in zip(
+        rows.origins, rows.prompts, rows.completions, templates, strict=True
+    ):
         with faults.at(origin):
-            made = demonstrations.make(prompt, completion)
+            made = demonstrations.make(prompt, completion, template)
             fitting = [example for example in made if fits(example[0], "completion", max_tokens, too_long)]
             examples += fitting
             dropped += len(made) - len(fitting)
@@ -240,25 +258,10 @@ def eos_token_ids(model_or_generation_config: Any, tokenizer: PreTrainedTokenize
     for source in (generation, config, getattr(config, "text_config", None), tokenizer):
         ids = getattr(source, "eos_token_id", None)
         found |= {ids} if isinstance(ids, int) else set(ids or ())
-    found |= _end_of_turn(tokenizer)
+    found |= end_of_turn(tokenizer)
     if not found:
         raise ValueError("neither model nor tokenizer names an EOS id: set tokenizer.eos_token, or no completion ends")
     return sorted(found)
-
-
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the special token that follows an assistant's words in the chat template, if there is one."""
-    if not tokenizer.chat_template:
-        return set()
-    words = "the words of an answer"
-    turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": words}]
-    try:
-        rendered = _render(tokenizer, turns, generation=False)
-    except Fault:  # a template for conversations of another kind: it says nothing of this one's end
-        return set()
-    ids = _encode(tokenizer, rendered.rpartition(words)[2].strip(), special=False)
-    added: dict[str, int] = cast(Any, tokenizer).get_added_vocab()
-    return set(ids[:1]) & {*tokenizer.all_special_ids, *added.values()}
 
 
 def _conversation(prompt: Text, chat: bool, system: str | None) -> Text:
@@ -272,106 +275,15 @@ def _conversation(prompt: Text, chat: bool, system: str | None) -> Text:
     return [{"role": "system", "content": system}, *prompt]
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Text, template: dict[str, Any]) -> list[int]:
     if isinstance(prompt, str):
-        ids = _encode(tokenizer, prompt, special=True)
+        ids = encode(tokenizer, prompt, special=True)
     else:
         # The template writes BOS itself where the model wants one: a second one is a silent loss of quality.
-        ids = _encode(tokenizer, _render(tokenizer, prompt, generation=True), special=False)
+        ids = encode(tokenizer, render(tokenizer, prompt, generation=True, template=template), special=False)
     if not ids:
         raise Fault("prompt: has no tokens in this tokenizer: leave the row out")
     return ids
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
-    """Tokenise a text; `special` adds what the tokenizer puts before a text, but never an EOS after it."""
-    ids = list(tokenizer(text, add_special_tokens=special).input_ids)
-    eos = tokenizer.eos_token_id
-    if special and ids and ids[-1] == eos and not text.endswith(str(tokenizer.eos_token)):
-        ids.pop()
-    return ids
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, generation: bool) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
-    except TemplateError as error:
-        raise Fault(f"messages: the chat template refuses them ({error}): change their roles or order") from error
-
-
-class Demonstrations:
-    """Makes (ids, mask) of a prompt and what is to be trained after it, with one tokenizer."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.closers = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
-
-    def make(self, prompt: Text, completion: Text) -> list[tuple[list[int], list[bool]]]:
-        """Return one example, or one a turn where the template rewrites earlier turns."""
-        if isinstance(prompt, str) and isinstance(completion, str):
-            spans = [(len(prompt), len(prompt) + len(completion))]
-            return [self._close(*self._masked(prompt + completion, spans, special=True))]
-        assert isinstance(prompt, list) and isinstance(completion, list), "the checks let no mixture through"
-        return self._conversation(prompt + completion, len(prompt))
-
-    def _conversation(self, messages: list[Message], first: int) -> list[tuple[list[int], list[bool]]]:
-        """Mask every assistant turn from message `first` on; what follows the last of them is cut off."""
-        turns = [
-            self._turn(messages[:number], messages[: number + 1])
-            for number in range(first, len(messages))
-            if messages[number]["role"] == "assistant"
-        ]
-        whole, _ = turns[-1]
-        if all(whole.startswith(text) for text, _ in turns):
-            turns = [(whole, [span for _, spans in turns for span in spans])]
-        made = []
-        for text, spans in turns:
-            ids, mask = self._masked(text, spans, special=False)
-            made.append((ids, mask) if text.endswith(self.closers) else self._close(ids, mask))
-        return made
-
-    def _turn(self, before: list[Message], through: list[Message]) -> tuple[str, list[tuple[int, int]]]:
-        """Render a conversation through an assistant turn; its span begins where the generation prompt ends."""
-        head = _render(self.tokenizer, before, generation=True)
-        text = _render(self.tokenizer, through, generation=False)
-        if not text.startswith(head):
-            what = "the chat template does not begin the assistant's turn with its own generation prompt"
-            raise Fault(f"messages: turn {len(through)}: {what}, so nothing tells where the answer begins: use another")
-        # A sampler stops at the end of turn; white space that the template puts after it is nobody's action.
-        stripped = text.rstrip()
-        text = stripped if stripped.endswith(self.closers) else text
-        return text, [(len(head), len(text))]
-
-    def _masked(self, text: str, spans: list[tuple[int, int]], *, special: bool) -> tuple[list[int], list[bool]]:
-        """Tokenise a text and mark the tokens of its spans, the last of which ends with the text.
-
-        The ids of what stands before a border must be a prefix of all ids, since they are what the policy is asked
-        to continue. Where a token would straddle the border, the text is cut there and tokenised piece by piece.
-        """
-        borders = [border for span in spans for border in span]
-        ids = _encode(self.tokenizer, text, special=special)
-        heads = [*(_encode(self.tokenizer, text[:border], special=special) for border in borders[:-1]), ids]
-        cuts = [len(head) for head in heads]
-        if any(ids[: len(head)] != head for head in heads):
-            ids, cuts = list(heads[0]), [len(heads[0])]
-            for start, end in pairwise(borders):
-                ids += _encode(self.tokenizer, text[start:end], special=False)
-                cuts.append(len(ids))
-        mask = [False] * len(ids)
-        for start, end in zip(cuts[::2], cuts[1::2], strict=True):
-            mask[start:end] = [True] * (end - start)
-        # Nothing predicts the first token.
-        mask[:1] = [False] * len(mask[:1])
-        return ids, mask
-
-    def _close(self, ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:
-        """End an example with one EOS that is trained, without which a policy never learns to stop."""
-        eos = self.tokenizer.eos_token_id
-        if eos is None:
-            raise ValueError("the tokenizer has no EOS, so a policy could not learn to stop: set tokenizer.eos_token")
-        return (ids, mask) if ids[-1:] == [eos] else ([*ids, eos], [*mask, True])
 
 
 def check_settings(max_tokens: int | None, too_long: str, choices: Sequence[str] = ("error", "drop")) -> None:

@@ -9,12 +9,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from align.batch import Message, Sequences
-from align.checks import Text, answer_of, check_columns, check_one_form, check_same_kind, example_of, form_of, prompt_of
-from align.data import Demonstrations, Examples, check_any_left, check_settings, check_template, fits
+from align.checks import (
+    Text,
+    answer_of,
+    check_columns,
+    check_one_form,
+    check_same_kind,
+    example_of,
+    form_of,
+    prompt_of,
+    template_of,
+)
+from align.data import Examples, check_any_left, check_settings, check_template, fits
+from align.rendering import Demonstrations
 from align.rows import Fault, Faults, kind, read_rows
 
 if TYPE_CHECKING:
@@ -45,6 +56,7 @@ class PairRows:
     origins: where each pair came from, `file:row`.
     degenerate: number of rows left out because an answer was empty or both were the same.
     margins: by how much each chosen answer was preferred, where a column says so.
+    templates: further arguments of the chat template, one dict a pair: its tools, for instance.
     """
 
     prompts: list[Text]
@@ -53,6 +65,7 @@ class PairRows:
     origins: list[str]
     degenerate: int = 0
     margins: list[float] | None = None
+    templates: list[dict[str, Any]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -92,12 +105,14 @@ class FeedbackRows:
     prompts, completions: strings, or lists of messages; all of one kind.
     labels: True where the answer was liked.
     origins: where each answer came from, `file:row`.
+    templates: further arguments of the chat template, one dict an answer: its tools, for instance.
     """
 
     prompts: list[Text]
     completions: list[Text]
     labels: list[bool]
     origins: list[str]
+    templates: list[dict[str, Any]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -126,7 +141,7 @@ def read_pairs(
     """Read and check pairs: `prompt`, `chosen` and `rejected`, or `chosen` and `rejected` that begin alike.
 
     Without a prompt of its own, what a pair's conversations share is its prompt; of strings, their common beginning
-    up to white space. Other columns are left alone.
+    up to white space. The columns `tools` and `chat_template_kwargs` are for the chat template; others are left alone.
 
     Args:
         source: what `align.rows.read_rows` takes: a file, a folder, a Dataset, a list of dicts, a hub id.
@@ -141,7 +156,7 @@ def read_pairs(
     _check_degenerate(degenerate)
     rows = read_rows(source, split=split)
     form = form_of(rows, PAIR_FORMS)
-    faults, pairs, origins, margins, left_out = Faults(), [], [], [], 0
+    faults, pairs, origins, margins, templates, left_out = Faults(), [], [], [], [], 0
     for row in rows:
         with faults.at(row.origin):
             check_columns(row, form if margin is None else (*form, margin), complete=False)
@@ -154,12 +169,13 @@ def read_pairs(
                 continue
             check_same_kind(pair[1], "chosen", [chosen for _, chosen, _ in pairs[:1]], origins)
             margins.append(0.0 if margin is None else _margin(row.values[margin], margin))
+            templates.append(template_of(row.values))
             pairs.append(pair)
             origins.append(row.origin)
     faults.check()
     check_any_left(pairs, "every pair is degenerate, with an empty answer or the same one twice: use others")
     prompts, chosen, rejected = (list(part) for part in zip(*pairs, strict=True))
-    return PairRows(prompts, chosen, rejected, origins, left_out, None if margin is None else margins)
+    return PairRows(prompts, chosen, rejected, origins, left_out, None if margin is None else margins, templates)
 
 
 def tokenize_pairs(
@@ -187,10 +203,12 @@ def tokenize_pairs(
     _check_degenerate(degenerate)
     answers = _Answers(tokenizer, rows.chosen, rows.origins, max_tokens, too_long)
     faults, kept, margins, dropped, same, truncated = Faults(), [], [], 0, 0, 0
+    templates = rows.templates or [{}] * len(rows)
     for row, origin in enumerate(rows.origins):
         prompt, chosen, rejected = rows.prompts[row], rows.chosen[row], rows.rejected[row]
         with faults.at(origin):
-            whole = [answers.whole(prompt, chosen, "chosen"), answers.whole(prompt, rejected, "rejected")]
+            sides = zip((chosen, rejected), ANSWERS, strict=True)
+            whole = [answers.whole(prompt, answer, column, templates[row]) for answer, column in sides]
             cut = [answers.cut(example, column) for example, column in zip(whole, ANSWERS, strict=True)]
             if None in cut:
                 dropped += 1
@@ -229,12 +247,12 @@ def read_feedback(source: Any, *, split: str = "train") -> FeedbackRows:
             prompt, completion = example_of(row.values, ("prompt", "completion"))
             if not isinstance(prompt, str):
                 _check_first_turn(completion, "completion")
-            check_same_kind(completion, "completion", [earlier for _, earlier, _ in read[:1]], origins)
-            read.append((prompt, completion, _label(row.values["label"])))
+            check_same_kind(completion, "completion", [earlier for _, earlier, *_ in read[:1]], origins)
+            read.append((prompt, completion, _label(row.values["label"]), template_of(row.values)))
             origins.append(row.origin)
     faults.check()
-    prompts, completions, labels = (list(part) for part in zip(*read, strict=True))
-    return FeedbackRows(prompts, completions, labels, origins)
+    prompts, completions, labels, templates = (list(part) for part in zip(*read, strict=True))
+    return FeedbackRows(prompts, completions, labels, origins, templates)
 
 
 def tokenize_feedback(
@@ -247,11 +265,12 @@ def tokenize_feedback(
     """Tokenise answers with their labels; otherwise as `tokenize_pairs`."""
     answers = _Answers(tokenizer, rows.completions, rows.origins, max_tokens, too_long)
     faults, kept, labels, truncated = Faults(), [], [], 0
-    for origin, prompt, completion, label in zip(
-        rows.origins, rows.prompts, rows.completions, rows.labels, strict=True
+    templates = rows.templates or [{}] * len(rows)
+    for origin, prompt, completion, label, template in zip(
+        rows.origins, rows.prompts, rows.completions, rows.labels, templates, strict=True
     ):
         with faults.at(origin):
-            whole = answers.whole(prompt, completion, "completion")
+            whole = answers.whole(prompt, completion, "completion", template)
             cut = answers.cut(whole, "completion")
             if cut is not None:
                 kept.append(cut)
@@ -324,7 +343,7 @@ def _check_first_turn(answer: Text, column: str, after: int = 0) -> None:
 
 def _is_empty(value: Any) -> bool:
     """Tell whether an answer is an empty string, no message, or a last message without words."""
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
+    if isinstance(value, list) and value and isinstance(value[-1], dict) and not value[-1].get("tool_calls"):
         value = value[-1].get("content", value[-1].get("value"))
     return value == [] or (isinstance(value, str) and not value.strip())
 
@@ -363,9 +382,9 @@ class _Answers:
         self.demonstrations = Demonstrations(tokenizer)
         self.max_tokens, self.too_long = max_tokens, too_long
 
-    def whole(self, prompt: Text, answer: Text, column: str) -> Example:
+    def whole(self, prompt: Text, answer: Text, column: str, template: dict[str, Any]) -> Example:
         """Return the example, the answer closed."""
-        made = self.demonstrations.make(prompt, answer)
+        made = self.demonstrations.make(prompt, answer, template)
         if len(made) > 1:
             what = "the chat template writes earlier turns anew once later ones follow"
             raise Fault(f"{column}: several answers, and {what}: keep one, and put the others into the prompt")

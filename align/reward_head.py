@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from align.batch import Completion, Message, Sequences
-from align.data import Demonstrations, check_template, eos_token_ids
+from align.checks import template_of
+from align.data import check_template, eos_token_ids
 from align.logprobs import base_model
 from align.models import check_model_folder, disable_dropout, load_model, load_tokenizer, save_model
+from align.rendering import Demonstrations
 from align.rewards import RewardFunction
 from align.rows import Fault
 from align.training import cut_by_tokens
@@ -232,10 +234,12 @@ def model_reward(
     scorer = model if isinstance(model, RewardModel) else RewardModel(model)
     demonstrations = Demonstrations(tokenizer)
 
-    def learned_reward(prompts: Sequence[str | list[Message]], completions: Sequence[Completion]) -> list[float | None]:
+    def learned_reward(
+        prompts: Sequence[str | list[Message]], completions: Sequence[Completion], **columns: Any
+    ) -> list[float | None]:
         texts = [_as_chat(*text) if chat else text for text in zip(prompts, completions, strict=True)]
         check_template(tokenizer, [completion for _, completion in texts], ["reward model"])
-        ids = [demonstrations.make(prompt, completion)[-1][0] for prompt, completion in texts]
+        ids = [demonstrations.make(*text, template_of(columns, row))[-1][0] for row, text in enumerate(texts)]
         return [*score_ids(scorer, ids, tokens_per_batch=tokens_per_batch)]
 
     return learned_reward

@@ -16,14 +16,28 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from align.gym_answer import reasoning_gym
 from align.isolated import isolated
+from align.judge import judge
 from align.math_answer import math_answer
 from align.rewards import Reward, RewardError, RewardFunction
 from align.rows import nearest
+from align.text_penalties import repetition_penalty, script_penalty
 from align.verifiable import exact_answer, numeric_answer, regex_format, soft_overlong
 
 BUILT_IN: dict[str, Callable[..., RewardFunction]] = {
-    make.__name__: make for make in (exact_answer, numeric_answer, math_answer, regex_format, soft_overlong)
+    make.__name__: make
+    for make in (
+        exact_answer,
+        numeric_answer,
+        math_answer,
+        regex_format,
+        soft_overlong,
+        repetition_penalty,
+        script_penalty,
+        judge,
+        reasoning_gym,
+    )
 }
 
 MODEL = "model:"
@@ -84,8 +98,8 @@ def _learned(path: str) -> Reward:
         model: Any = load_reward_model(place)
         return model_reward(model.to(device), load_tokenizer(place))
 
-    def model(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float | None]:
-        return loaded()(prompts=prompts, completions=completions)
+    def model(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        return loaded()(prompts=prompts, completions=completions, **columns)
 
     return Reward(model)
 

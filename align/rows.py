@@ -76,8 +76,8 @@ def read_rows(source: Any, *, split: str = "train") -> list[Row]:
 
     Args:
         source: path of a .jsonl, .json, .csv or .parquet file; a folder of such files or one that
-            `datasets.save_to_disk` wrote; a `datasets.Dataset`; a list of dicts; `owner/name` or
-            `owner/name:config` of the hub.
+            `datasets.save_to_disk` wrote; a `datasets.Dataset`; a list of dicts, or of `Row`s that were read
+            elsewhere; `owner/name` or `owner/name:config` of the hub.
         split: the split to take where the source has several.
 
     Raises:
@@ -120,6 +120,8 @@ def _rows_of(source: Any, split: str, faults: Faults) -> Iterable[Row]:
         path = Path(source).expanduser()
         return _read_path(path, split, faults) if path.exists() or _looks_local(source) else _read_hub(source, split)
     if isinstance(source, list | tuple):
+        if source and all(isinstance(each, Row) for each in source):
+            return source  # of elsewhere, which their origins tell
         return _numbered(source, "rows", faults)
     # A Dataset can only have come from a library that is imported already.
     datasets = sys.modules.get("datasets")

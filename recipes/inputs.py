@@ -6,20 +6,23 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from align import reward_names
+from align import procedural, reward_names
 from align.batch import Prompts
 from align.data import PromptRows, read_prompts, tokenize_prompts
 from align.logprobs import base_model
+from align.mixture import mix
 from align.models import add_lora, load_model, load_tokenizer
 from align.reward_head import RewardModel, load_reward_model
 from align.rewards import Reward, RewardError, check_rewards
-from align.rows import nearest
+from align.rows import DataError, Row, nearest
+from align.rows import read_rows as rows_of
+from recipes import numbers_game, word_problems
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +31,15 @@ if TYPE_CHECKING:
     from recipes.options import ModelOptions, PromptOptions
 
 SAMPLING_HABITS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+SCHEMES: Mapping[str, Callable[..., Any]] = {
+    procedural.SCHEME: procedural.task_rows,
+    word_problems.SCHEME: word_problems.rows,
+    numbers_game.SCHEME: numbers_game.rows,
+}
+"""Word before the data -> what makes rows of it: (data, split=) -> rows."""
+MIXTURE = "mix:"
+"""Before several data, joined by commas, each with `=weight` after it."""
 
 
 def read_rewards(names: Sequence[Sequence[str]]) -> list[Reward]:
@@ -53,12 +65,37 @@ def _weighted(named: str) -> Reward:
 
 def read_rows(options: PromptOptions, rewards: Sequence[Reward]) -> PromptRows:
     """Read and check prompts, and that the rewards find their columns."""
-    rows = read_prompts(options.data, split=options.split)
+    if options.data.startswith(MIXTURE):
+        source: Any = _mixture(options.data, split=options.split)
+    else:
+        source = _source(options.data, split=options.split)
+    rows = read_prompts(source, split=options.split)
     try:
         check_rewards(rewards, rows.columns)
     except RewardError as error:
         raise RewardError(f"{options.data}: {error}") from None
     return rows
+
+
+def _source(data: str, *, split: str) -> Any:
+    """Return what the library reads: rows of a word's own making, or the data as they were named."""
+    scheme = next((scheme for scheme in SCHEMES if data.startswith(scheme)), None)
+    return SCHEMES[scheme](data, split=split) if scheme else data
+
+
+def _mixture(data: str, *, split: str) -> list[Row]:
+    """Read `mix:DATA=WEIGHT,DATA=WEIGHT`."""
+    parts = []
+    for part in data.removeprefix(MIXTURE).split(","):
+        place, _, words = part.rpartition("=")
+        try:
+            weight = float(words)
+        except ValueError:
+            weight = None
+        if not place or weight is None:
+            raise DataError(f"{data}: {part!r} has no weight: write {MIXTURE}a.jsonl=0.7,b.jsonl=0.3")
+        parts.append((rows_of(_source(place, split=split), split=split), weight))
+    return mix(parts)
 
 
 def record(options: Any, rows: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from align.config import DPOConfig, GRPOConfig, KTOConfig, PPOConfig, RewardModelConfig, SamplingConfig, SFTConfig
+from align.config import (
+    DPOConfig,
+    GRPOConfig,
+    KTOConfig,
+    OptimizerConfig,
+    PPOConfig,
+    RewardModelConfig,
+    SamplingConfig,
+    SFTConfig,
+)
 from recipes.common import RunOptions, word_after
 
 Names = Annotated[
@@ -59,7 +68,8 @@ class PromptOptions:
     """What is asked. Each row has a prompt (a string or messages); its other columns reach the rewards by name."""
 
     data: str
-    """A .jsonl, .json, .csv or .parquet file, a folder of them, or owner/name or owner/name:config of the hub."""
+    """A .jsonl, .json, .csv or .parquet file, a folder of them, owner/name or owner/name:config of the hub, or
+    "reasoning_gym:TASK?size=500&seed=0", with further options of the task; several as mix:a.jsonl=0.7,b.jsonl=0.3."""
     split: str = "train"
     """Split to take where the data have several."""
     max_prompt_tokens: int | None = None
@@ -138,14 +148,16 @@ class HeldOutOptions:
 class RewardOptions:
     """What judges the answers: the sum of the rewards by weight, as in --reward exact_answer rules.py:brief=0.2.
 
-    exact_answer, numeric_answer and math_answer compare with the column `answer`. One's own is called as
-    f(prompts, completions, **columns) and returns a number or None for each completion. A weight of 0 only measures.
+    exact_answer, numeric_answer and math_answer compare with the column `answer`; repetition_penalty and script_penalty
+    take off for repeated n-grams and for letters that are neither Latin nor Greek; reasoning_gym judges its own tasks.
+    One's own is called as f(prompts, completions, **columns) and returns a number or None for each completion. A
+    weight of 0 only measures.
     isolated:rules.py:tests runs one's own in another process, which is killed after 10 seconds on one completion.
     """
 
     rewards: Names
-    """exact_answer, numeric_answer, math_answer, module:function, path.py:function, isolated: before one of the two,
-    or model:FOLDER of a reward model."""
+    """exact_answer, numeric_answer, math_answer, repetition_penalty, script_penalty, reasoning_gym,
+    module:function, path.py:function, isolated: before one of the two, or model:FOLDER of a reward model."""
     on_reward_error: Literal["error", "skip", "zero"] = "error"
     """Where a reward fails on a sample: stop, leave the sample out, or give 0; the last two say so."""
 
@@ -332,6 +344,21 @@ def grpo_defaults(arguments: Sequence[str]) -> GRPOOptions:
     config = GRPOConfig(clip_low=clip_low, clip_high=clip_high)
     model, data = ModelOptions(model=tyro.MISSING), PromptOptions(data=tyro.MISSING)
     return GRPOOptions(model, data, RewardOptions(rewards=()), grpo=config)
+
+
+def own_defaults(
+    arguments: Sequence[str], *, rewards: tuple[str, ...], system: str, data: Any = tyro.MISSING
+) -> GRPOOptions:
+    """Return the defaults of a recipe that teaches an instruct model one task by GRPO and LoRA."""
+    options = grpo_defaults(arguments)
+    sampling, optimizer = SamplingConfig(max_new_tokens=512), OptimizerConfig(learning_rate=2e-5)
+    return replace(
+        options,
+        model=ModelOptions(model=tyro.MISSING, lora_rank=16),
+        data=PromptOptions(data=data, system=system),
+        reward=RewardOptions(rewards=(rewards,)),
+        grpo=replace(options.grpo, steps=200, sampling=sampling, optimizer=optimizer),
+    )
 
 
 def dpo_defaults(arguments: Sequence[str]) -> DPOOptions:

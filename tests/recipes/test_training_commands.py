@@ -168,3 +168,17 @@ def test_the_console_script_runs_and_two_processes_take_the_step_of_one(align: A
     assert one.keys() == both.keys()
     for name in one:
         assert both[name] == pytest.approx(one[name], rel=1e-4, abs=1e-4), name
+
+
+def test_grpo_learns_from_tasks_of_reasoning_gym_and_resumes_them(align: Align, tmp_path: Path):
+    pytest.importorskip("reasoning_gym", reason="needs the extra [gym]")
+    task = "reasoning_gym:chain_sum?size=20&max_terms=2&max_digits=1"
+    data = ("--data", task, "--eval-data", task, "--reward", "reasoning_gym", "--chat")
+    command = ("grpo", "--model", "model", *data, *QUICK)
+    told = align(*command, "--steps", 1, "--directory", tmp_path / "run")
+    assert "--reward reasoning_gym" in told
+    before, *_, last = metrics_of(tmp_path / "run")
+    assert 0 <= last["reward/reasoning_gym"] <= 1 and "eval/reward/reasoning_gym" in before
+    other = align(*command, "--data", f"{task}&seed=5", "--directory", tmp_path / "run", "--resume", code=2)
+    assert "fingerprint.data" in other
+    assert "reasoning-gym has no task" in align(*command, "--data", "reasoning_gym:sums", code=2)
