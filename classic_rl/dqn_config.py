@@ -171,4 +171,4 @@ DQN_PRESETS: dict[str, DQNConfig] = {
         exploration=ExplorationConfig(end=0.05, fraction=0.12),
     ),
 }
-"""Settings by the id of an environment; `python -m benchmarks.dqn_goals` says how far each one gets."""
+"""Settings by the id of an environment; `python -m benchmarks.classic_goals dqn` says how far each one gets."""
