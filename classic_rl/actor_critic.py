@@ -7,7 +7,7 @@ they are clipped or squashed; `to_env` makes of them what the environment takes.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -285,7 +285,6 @@ class Player:
     policy: ActorCritic
     stepper: Stepper
     rng: np.random.Generator
-    env_steps: int = field(default=0)
 
     @classmethod
     def make(cls, env: EnvSource, num_envs: int, network: NetworkConfig, *, seed: int, critic: bool = True) -> Player:
@@ -325,7 +324,6 @@ class Player:
         last = [steps[t].next_obs[n] for n, t in np.argwhere(cut)]
         shown = np.stack(last) if last else steps[0].next_obs[:0]
         cut_features = self.policy.features(shown)
-        self.env_steps += valid.size
         if self.policy.moments is not None:
             # After the rollout: what was acted on is what is learned from.
             seen = np.stack([self.policy.encode(step.obs) for step in steps], axis=1)
@@ -335,13 +333,12 @@ class Player:
         return Rollout(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
     def state(self) -> dict[str, Any]:
-        """Return environments, generator, statistics and count; the weights are with their optimizer."""
+        """Return environments, generator and statistics; the weights are with their optimizer."""
         moments = self.policy.moments
         return {
             "stepper": self.stepper.state(),
             "rng": self.rng.bit_generator.state,
             "moments": moments.state() if moments else None,
-            "env_steps": self.env_steps,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -350,7 +347,6 @@ class Player:
         self.rng.bit_generator.state = state["rng"]
         if self.policy.moments:
             self.policy.moments.load_state(state["moments"])
-        self.env_steps = int(state["env_steps"])
 
 
 def next_values(policy: ActorCritic, rollout: Rollout, values: Tensor) -> Tensor:

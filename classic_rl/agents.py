@@ -1,4 +1,4 @@
-"""What every agent needs beside its algorithm: a folder for its policy, and a loop for those who want no run.
+"""What every agent needs beside its algorithm: to learn, act, save its policy and go on where it was.
 
 A policy folder is `policy.safetensors`, the weights and the statistics they belong to, and `policy.json`, which says
 what they are: algorithm, settings, environment and spaces. Nothing in it is ever unpickled.
@@ -10,15 +10,99 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from gymnasium import spaces
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from classic_rl.envs import Stepper
+
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
+
+
+class Policy(Protocol):
+    """What acts, and can be saved."""
+
+    def act(self, obs: np.ndarray, *, deterministic: bool = False) -> np.ndarray: ...  # noqa: D102
+
+    def save(self, folder: str | Path, algorithm: str) -> None: ...  # noqa: D102
+
+
+P = TypeVar("P", bound=Policy)
+
+
+class Resumable(Protocol):
+    """What can say where it is, in tensors and plain values, and go back there."""
+
+    def state(self) -> dict[str, Any]: ...  # noqa: D102
+
+    def load_state(self, state: dict[str, Any]) -> None: ...  # noqa: D102
+
+
+class Agent(Generic[P]):
+    """A loop that yields the metrics of each update, and what all agents do alike around it.
+
+    Attributes:
+        name: of the algorithm.
+        policy: what acts.
+        stepper: its environments.
+        parts: all that the next update depends on, beside `step`.
+        step, total_steps: updates done, and of the whole run.
+    """
+
+    name: ClassVar[str]
+    policy: P
+    stepper: Stepper
+    parts: dict[str, Resumable]
+    step: int
+    total_steps: int
+
+    def steps(self) -> Iterator[dict[str, float]]:
+        """Run from the current update to the last, and yield the metrics of each."""
+        raise NotImplementedError
+
+    @property
+    def env_steps(self) -> int:
+        """Steps of environments since the start."""
+        return self.stepper.env_steps
+
+    def learn(self, env_steps: int | None = None) -> list[dict[str, float]]:
+        """Learn until so many environment steps were made since the start, or to the end; return all metrics."""
+        history: list[dict[str, float]] = []
+        for metrics in self.steps():
+            history.append(metrics)
+            if env_steps is not None and self.env_steps >= env_steps:
+                break
+        return history
+
+    def act(self, obs: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
+        """Return actions for observations. [N, ...] -> [N, ...]"""
+        return self.policy.act(obs, deterministic=deterministic)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the policy's folder, which `load` of the same class reads."""
+        self.policy.save(folder, self.name)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a resumed run needs: weights, optimizers, environments, generators, statistics and step."""
+        return {**{name: part.state() for name, part in self.parts.items()}, "step": self.step}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from where `state` was taken."""
+        for name, part in self.parts.items():
+            part.load_state(state[name])
+        self.step = int(state["step"])
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Return nothing: an agent of Gymnasium has no completions to show."""
+        return []
+
+
+# --- folders of policies ---
 
 
 @dataclass(frozen=True)
@@ -111,29 +195,6 @@ def space_from(description: Mapping[str, Any]) -> spaces.Space:
     if kind == "MultiBinary":
         return spaces.MultiBinary(description["n"])
     raise ValueError(f"expected the description of a space, got one of kind {kind!r}")
-
-
-class Agent(Protocol):
-    """What `learn` drives."""
-
-    @property
-    def env_steps(self) -> int: ...  # noqa: D102
-
-    def steps(self) -> Iterator[dict[str, float]]: ...  # noqa: D102
-
-
-def learn(agent: Agent, env_steps: int | None = None) -> list[dict[str, float]]:
-    """Take updates until `env_steps` steps of environments were made since the start, or all updates of the agent.
-
-    Returns:
-        The metrics of each update.
-    """
-    history: list[dict[str, float]] = []
-    for metrics in agent.steps():
-        history.append(metrics)
-        if env_steps is not None and agent.env_steps >= env_steps:
-            break
-    return history
 
 
 def _finite(value: Any) -> Any:

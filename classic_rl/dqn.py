@@ -21,7 +21,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classic_rl.agents import learn, load_policy, save_policy
+from classic_rl.agents import Agent, load_policy, save_policy
 from classic_rl.dqn_config import DQNConfig, config_from
 from classic_rl.envs import EnvSource, Stepper, vector_of
 from classic_rl.losses import double_q_targets, dueling_q_values, q_targets
@@ -160,10 +160,10 @@ class QPolicy:
             actions = np.where(random, actions, self._ranks(features).argmax(axis=-1))
         return actions + start
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, algorithm: str = "dqn") -> None:
         """Write a policy folder: see `classic_rl.agents`."""
         save_policy(
-            folder, algorithm="dqn", config=self.config, observation_space=self.observation_space,
+            folder, algorithm=algorithm, config=self.config, observation_space=self.observation_space,
             action_space=self.action_space, tensors=self.network.state_dict(),
         )  # fmt: skip
 
@@ -176,18 +176,19 @@ class QPolicy:
         return policy
 
 
-class DQN:
-    """The agent and its loop: `steps()` yields metrics; `state()` is all that a resumed run needs.
+class DQN(Agent[QPolicy]):
+    """The loop: see `Agent` for what it has beside `steps`.
 
     Args:
         env: with discrete actions: an id, a function that makes one, or a vector of them made already.
         config: the settings.
 
     Attributes:
-        policy: what acts; `act`, `save` and `load` are its own.
-        env_steps, updates: taken so far.
+        updates: gradient steps taken so far.
         step, total_steps: reports so far, and of the whole run.
     """
+
+    name = "dqn"
 
     def __init__(self, env: EnvSource, config: DQNConfig) -> None:
         self.config = config
@@ -207,25 +208,14 @@ class DQN:
         self._epsilon = linear(explore.start, explore.end, max(1, int(explore.fraction * run)))
         self._learning_rate = linear(config.learning_rate, config.final_learning_rate, run)
         self._beta = linear(config.replay.priority_correction, 1.0, run)
-        self.env_steps = self.updates = self.step = 0
+        self.parts = {"optimizer": self.optimizer, "replay": self.replay, "stepper": self.stepper}
+        self.updates = self.step = 0
         self.total_steps = config.total_steps
-
-    def act(self, obs: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
-        """Return the best actions, or random ones as often as at the end of training. [N, ...] -> [N]"""
-        return self.policy.act(obs, deterministic=deterministic)
-
-    def save(self, folder: str | Path) -> None:
-        """Write the policy to a folder, from which `DQN.load` reads it."""
-        self.policy.save(folder)
 
     @staticmethod
     def load(folder: str | Path) -> QPolicy:
         """Read a policy that `save` wrote: it acts, and needs no environment."""
         return QPolicy.load(folder)
-
-    def learn(self, env_steps: int | None = None) -> list[dict[str, float]]:
-        """Learn until `env_steps` environment steps were made since the start, or to the end; return the metrics."""
-        return learn(self, env_steps)
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Run from where it is to `config.env_steps`; metrics come after every `config.report_every` of them."""
@@ -264,7 +254,6 @@ class DQN:
             seen_from, actions - self.policy.action_space.start, seen.rewards, features(seen.next_obs),
             seen.terminated, seen.truncated, seen.valid,
         )  # fmt: skip
-        self.env_steps += self.stepper.num_envs
 
     def _updates_due(self) -> int:
         if self.env_steps < self.config.learning_starts or not len(self.replay):
@@ -298,32 +287,18 @@ class DQN:
 
     def state(self) -> dict[str, Any]:
         """Return a copy of all that the next step depends on, the replay memory among it."""
-        return {
-            "counts": {"step": self.step, "env_steps": self.env_steps, "updates": self.updates},
-            "optimizer": self.optimizer.state(),
-            "target": {name: weight.clone() for name, weight in self.target.state_dict().items()},
-            "replay": self.replay.state(),
-            "stepper": self.stepper.state(),
-            "rng": self.rng.bit_generator.state,
-        }
+        target = {name: weight.clone() for name, weight in self.target.state_dict().items()}
+        return {**super().state(), "updates": self.updates, "target": target, "rng": self.rng.bit_generator.state}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to a state that `state` returned."""
-        self.step, self.env_steps, self.updates = (
-            int(state["counts"][name]) for name in ("step", "env_steps", "updates")
-        )
-        self.optimizer.load_state(state["optimizer"])
+        super().load_state(state)
+        self.updates = int(state["updates"])
         self.target.load_state_dict(state["target"])
-        self.replay.load_state(state["replay"])
-        self.stepper.load_state(state["stepper"])
         # An environment that could not be brought back has begun anew: nothing may follow its open episode.
         lost = (self.stepper.obs != state["stepper"]["obs"].numpy()).reshape(self.stepper.num_envs, -1).any(axis=1)
         self.replay.cut(np.flatnonzero(lost))
         self.rng.bit_generator.state = state["rng"]
-
-    def examples(self) -> list[dict[str, Any]]:
-        """Return nothing: an agent of Gymnasium has no completions to show."""
-        return []
 
 
 class _Sums:

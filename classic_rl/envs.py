@@ -92,6 +92,7 @@ class Stepper:
         obs: the observations to act on. [N, ...]
         latest: the latest 100 episodes that ended.
         episodes: how many ended since the start.
+        env_steps: steps since the start, of all environments together.
     """
 
     def __init__(self, envs: VectorEnv, seed: int) -> None:
@@ -104,7 +105,7 @@ class Stepper:
         self._origins: list[Any] = _seeds(seed, self.num_envs)  # a seed, or the generator's state before the reset
         self.obs = self._reset(list(self._origins))
         self.latest: deque[Episode] = deque(maxlen=100)
-        self.episodes = 0
+        self.episodes = self.env_steps = 0
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._fresh = np.zeros(self.num_envs, dtype=bool)  # will be reset instead of stepped: NEXT_STEP alone
@@ -116,6 +117,7 @@ class Stepper:
         seen, rewards, terminated, truncated, infos = self.envs.step(actions)
         seen = np.array(seen)  # a copy: environments may write into what they gave
         ended = terminated | truncated
+        self.env_steps += self.num_envs
         self._count(rewards, ended, actions)
         next_obs, self.obs = self._after_an_end(seen, ended, infos) if ended.any() else (seen, seen)
         self._fresh = ended if self._mode is AutoresetMode.NEXT_STEP else fresh
@@ -186,6 +188,7 @@ class Stepper:
             "returns": self._returns.tolist(),
             "latest": [list(episode) for episode in self.latest],
             "episodes": self.episodes,
+            "env_steps": self.env_steps,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -195,7 +198,7 @@ class Stepper:
         not made by `make_envs`, begins a new episode instead: the run goes on, but not as it would have.
         """
         self.latest = deque((Episode(total, length) for total, length in state["latest"]), maxlen=100)
-        self.episodes = int(state["episodes"])
+        self.episodes, self.env_steps = int(state["episodes"]), int(state["env_steps"])
         # Other episodes than those at the start of the run, for the environments that must begin anew.
         seeds = _seeds([*(n for n in state["origins"] if isinstance(n, int)), self.episodes], self.num_envs)
         self.obs = self._reset(seeds)

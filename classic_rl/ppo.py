@@ -14,14 +14,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from classic_rl.actor_critic import ActorCritic, Player, Rollout, explained_variance, next_values
-from classic_rl.agents import learn
+from classic_rl.agents import Agent
 from classic_rl.divergences import kl_k3
 from classic_rl.envs import EnvSource
 from classic_rl.losses import clipped_surrogate_loss, clipped_value_loss
@@ -43,27 +42,22 @@ class Batch(NamedTuple):
     returns: Tensor
 
 
-class PPO:
-    """The loop: `steps()` yields the metrics of each update; `state()` is all that a resumed run needs.
+class PPO(Agent[ActorCritic]):
+    """The loop: see `Agent` for what it has beside `steps` and `update`."""
 
-    Attributes:
-        step, total_steps: updates done, and of the whole run.
-        policy: the policy and its critic.
-    """
+    name = "ppo"
 
     def __init__(self, env: EnvSource, config: PPOConfig) -> None:
         self.config = config
         self.player = Player.make(env, config.num_envs, config.network, seed=config.seed)
-        self.policy = self.player.policy
+        self.policy, self.stepper = self.player.policy, self.player.stepper
         self.optimizer = Adam(self.policy, max_grad_norm=config.max_grad_norm)
-        self.scale = RewardScale(self.player.stepper.num_envs, config.gamma) if config.scale_rewards else None
+        self.scale = RewardScale(self.stepper.num_envs, config.gamma) if config.scale_rewards else None
+        self.parts = {"optimizer": self.optimizer, "player": self.player}
+        if self.scale:
+            self.parts["scale"] = self.scale
         self.step = 0
         self.total_steps = config.total_steps
-
-    @property
-    def env_steps(self) -> int:
-        """Environment steps since the start."""
-        return self.player.env_steps
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Run from the current update to the last."""
@@ -74,7 +68,7 @@ class PPO:
             self.step += 1
             seconds = time.perf_counter() - started
             speed = {"steps/per_second": rollout.valid.numel() / seconds, "time/step": seconds}
-            yield {**self.player.stepper.metrics(), **metrics, "steps/total": self.env_steps, **speed}
+            yield {**self.stepper.metrics(), **metrics, "steps/total": self.env_steps, **speed}
 
     @torch.no_grad()
     def judge(self, rollout: Rollout) -> Batch:
@@ -141,38 +135,7 @@ class PPO:
         # k3 of samples from the old policy, whose place is the first.
         return kl_k3(batch.old_logprobs, logprobs).mean().item(), beyond.float().mean().item()
 
-    def learn(self, env_steps: int | None = None) -> list[dict[str, float]]:
-        """Learn until so many environment steps were made, or to the end; return the metrics of each update."""
-        return learn(self, env_steps)
-
-    def act(self, obs: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
-        """Return actions for observations. [N, ...] -> [N, ...]"""
-        return self.policy.act(obs, deterministic=deterministic)
-
-    def save(self, folder: str | Path) -> None:
-        """Write the policy's folder."""
-        self.policy.save(folder, "ppo")
-
     @staticmethod
     def load(folder: str | Path) -> ActorCritic:
         """Read a policy's folder; what comes back acts, and has no environments to learn in."""
         return ActorCritic.load(folder, "ppo")
-
-    def state(self) -> dict[str, Any]:
-        """Return weights, optimizer, environments, generators, statistics and step."""
-        scale = self.scale.state() if self.scale else None
-        return {
-            "optimizer": self.optimizer.state(), "player": self.player.state(), "scale": scale, "step": self.step
-        }  # fmt: skip
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from where `state` was taken."""
-        self.optimizer.load_state(state["optimizer"])
-        self.player.load_state(state["player"])
-        if self.scale:
-            self.scale.load_state(state["scale"])
-        self.step = int(state["step"])
-
-    def examples(self) -> list[dict[str, Any]]:
-        """Return nothing: no completions are sampled here."""
-        return []

@@ -14,14 +14,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from classic_rl.actor_critic import ActorCritic, Player, Rollout, explained_variance, next_values
-from classic_rl.agents import learn
+from classic_rl.agents import Agent
 from classic_rl.envs import EnvSource
 from classic_rl.losses import clipped_value_loss, policy_gradient_loss
 from classic_rl.masked import masked_mean, standardize
@@ -30,29 +28,24 @@ from classic_rl.on_policy_config import REINFORCEConfig
 from classic_rl.returns import discounted_returns
 
 
-class REINFORCE:
-    """The loop: `steps()` yields the metrics of each update; `state()` is all that a resumed run needs.
+class REINFORCE(Agent[ActorCritic]):
+    """The loop: see `Agent` for what it has beside `steps` and `update`."""
 
-    Attributes:
-        step, total_steps: updates done, and of the whole run.
-        policy: the policy, and the baseline as its critic.
-    """
+    name = "reinforce"
 
     def __init__(self, env: EnvSource, config: REINFORCEConfig) -> None:
         self.config = config
         self.player = Player.make(env, config.num_envs, config.network, seed=config.seed, critic=config.baseline)
-        self.policy = self.player.policy
+        self.policy, self.stepper = self.player.policy, self.player.stepper
         actor = nn.ModuleList([self.policy.actor, self.policy.distribution])
         self.optimizer = Adam(actor, max_grad_norm=config.max_grad_norm)
         # Its own, since its gradient is in the unit of the returns and would drown the policy's in a common norm.
         self.baseline = Adam(self.policy.critic) if self.policy.critic is not None else None
+        self.parts = {"optimizer": self.optimizer, "player": self.player}
+        if self.baseline:
+            self.parts["baseline"] = self.baseline
         self.step = 0
         self.total_steps = config.total_steps
-
-    @property
-    def env_steps(self) -> int:
-        """Environment steps since the start, with those that filled up the time of the longest episodes."""
-        return self.player.env_steps
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Run from the current update to the last."""
@@ -106,38 +99,7 @@ class REINFORCE:
             "value/explained_variance": explained_variance(values, returns),
         }
 
-    def learn(self, env_steps: int | None = None) -> list[dict[str, float]]:
-        """Learn until so many environment steps were made, or to the end; return the metrics of each update."""
-        return learn(self, env_steps)
-
-    def act(self, obs: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
-        """Return actions for observations. [N, ...] -> [N, ...]"""
-        return self.policy.act(obs, deterministic=deterministic)
-
-    def save(self, folder: str | Path) -> None:
-        """Write the policy's folder."""
-        self.policy.save(folder, "reinforce")
-
     @staticmethod
     def load(folder: str | Path) -> ActorCritic:
         """Read a policy's folder; what comes back acts, and has no environments to learn in."""
         return ActorCritic.load(folder, "reinforce")
-
-    def state(self) -> dict[str, Any]:
-        """Return weights, optimizer, environments, generators, statistics and step."""
-        baseline = self.baseline.state() if self.baseline else None
-        return {
-            "optimizer": self.optimizer.state(), "baseline": baseline, "player": self.player.state(), "step": self.step
-        }  # fmt: skip
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from where `state` was taken."""
-        self.optimizer.load_state(state["optimizer"])
-        if self.baseline:
-            self.baseline.load_state(state["baseline"])
-        self.player.load_state(state["player"])
-        self.step = int(state["step"])
-
-    def examples(self) -> list[dict[str, Any]]:
-        """Return nothing: no completions are sampled here."""
-        return []
