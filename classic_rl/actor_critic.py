@@ -7,6 +7,7 @@ they are clipped or squashed; `to_env` makes of them what the environment takes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from classic_rl.agents import load_policy, save_policy
 from classic_rl.envs import EnvSource, Stepper, Transition, vector_of
-from classic_rl.networks import Features, network, shape_of, without_gradient
+from classic_rl.networks import Features, Tanh, network, shape_of, without_gradient
 from classic_rl.normalize import RunningMoments
 from classic_rl.on_policy_config import NetworkConfig
 
@@ -61,11 +62,11 @@ class Categorical(nn.Module):
         return (actions.reshape(len(actions), *self.shape) + self.start).astype(self.dtype)
 
     def forward(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities of actions, and entropies. [B, outputs] and actions -> [B], [B]"""
+        """Return log-probabilities of actions, and entropies. [..., B, outputs] and actions -> [..., B] each"""
         if self.single:
             return _categorical(outputs, actions)
-        parts = outputs.split(self.sizes, dim=-1)
-        judged = [_categorical(part, actions[:, index]) for index, part in enumerate(parts)]
+        parts = zip(outputs.split(self.sizes, dim=-1), actions.unbind(dim=-1), strict=True)
+        judged = [_categorical(part, chosen) for part, chosen in parts]
         return sum(one for one, _ in judged), sum(other for _, other in judged)  # pyright: ignore[reportReturnType]
 
 
@@ -97,10 +98,10 @@ class Gaussian(nn.Module):
     def forward(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-densities of actions, and entropies. [B, D], [B, D] -> [B], [B]"""
         distance = ((actions - outputs) * torch.exp(-self.log_std)).square().sum(-1)
-        width = self.log_std.sum()
+        width = self.log_std.sum(-1)
         logprobs = -distance / 2 - width - self.outputs * math.log(2 * math.pi) / 2
         entropy = width + self.outputs * (1 + math.log(2 * math.pi)) / 2
-        return logprobs, entropy.expand(len(actions))
+        return logprobs, entropy.expand(logprobs.shape)
 
 
 class SquashedGaussian(Gaussian):
@@ -146,7 +147,7 @@ def distribution_over(space: spaces.Space, *, squash: bool = False) -> Distribut
 def _categorical(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     logprobs = logits.log_softmax(dim=-1)
     entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
-    return logprobs.gather(-1, actions[:, None]).squeeze(-1), entropy
+    return logprobs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), entropy
 
 
 def _log_slope_of_tanh(u: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ def _log_slope_of_tanh(u: Tensor) -> Tensor:
 # --- the policy ---
 
 
-ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
+ACTIVATIONS = {"tanh": Tanh, "relu": nn.ReLU}
 
 
 class Judged(NamedTuple):
@@ -201,14 +202,9 @@ class ActorCritic(nn.Module):
         encoded = self.encode(obs)
         return encoded if self.moments is None else self.moments.normalize(encoded)
 
-    def outputs(self, features: np.ndarray) -> np.ndarray:
-        """Return the outputs of the actor without gradient. -> [N, outputs]"""
-        # Built anew each time: a view of weights costs nothing, and stays true when they move.
-        return without_gradient(self.actor)(features)
-
     def act(self, obs: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
         """Return actions for the environments; drawn ones come from a generator apart from training's."""
-        outputs = self.outputs(self.features(obs))
+        outputs = without_gradient(self.actor)(self.features(obs))
         drawn = self.distribution.best(outputs) if deterministic else self.distribution.draw(outputs, self._rng)
         return self.distribution.to_env(drawn)
 
@@ -295,22 +291,24 @@ class Player:
 
     def play(self, steps: int) -> Rollout:
         """Go on for some steps in every environment, whatever episodes they belong to."""
-        return self._rollout([self._one() for _ in range(steps)])
+        outputs = without_gradient(self.policy.actor)
+        return self._rollout([self._one(outputs) for _ in range(steps)])
 
     def play_episodes(self, most_steps: int) -> Rollout:
         """Play one whole episode in each environment, or its first `most_steps`; what follows an end is not valid."""
+        outputs = without_gradient(self.policy.actor)
         self.stepper.restart()
         ended = np.zeros(self.stepper.num_envs, dtype=bool)
         rows: list[tuple[np.ndarray, np.ndarray, Transition]] = []
         while len(rows) < most_steps and not ended.all():
-            features, actions, step = self._one()
+            features, actions, step = self._one(outputs)
             rows.append((features, actions, step._replace(valid=step.valid & ~ended)))
             ended = ended | step.terminated | step.truncated
         return self._rollout(rows)
 
-    def _one(self) -> tuple[np.ndarray, np.ndarray, Transition]:
+    def _one(self, outputs: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray, Transition]:
         features = self.policy.features(self.stepper.obs)
-        actions = self.policy.distribution.draw(self.policy.outputs(features), self.rng)
+        actions = self.policy.distribution.draw(outputs(features), self.rng)
         return features, actions, self.stepper.step(self.policy.distribution.to_env(actions))
 
     def _rollout(self, rows: list[tuple[np.ndarray, np.ndarray, Transition]]) -> Rollout:

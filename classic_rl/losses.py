@@ -65,9 +65,10 @@ def clipped_surrogate_loss(
     tensor([-1.2000, -0.5000])
     """
     check_same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
-    ratio = torch.exp(logprobs - old_logprobs.detach())
-    advantages = advantages.detach()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+    ratio, advantages = torch.exp(logprobs - old_logprobs.detach()), advantages.detach()
+    # The clipped product wins only where the ratio is beyond the bound on the side that earns, and is constant there.
+    earned, most = ratio * advantages, advantages * torch.where(advantages > 0, 1 + clip_high, 1 - clip_low)
+    return -torch.where(earned > most, most, earned)
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float | None = None) -> Tensor:

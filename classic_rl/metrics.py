@@ -22,6 +22,8 @@ METRICS: dict[str, str] = {
     "optim/grad_norm": "mean over the update's gradient steps of the norm before clipping",
     "optim/updates": "gradient steps since the start",
     "optim/learning_rate": "learning rate of the update",
+    "seeds/return_low": "of several seeds at once, the lowest episode/return; the other metrics are means",
+    "seeds/return_high": "of several seeds at once, the highest episode/return",
     "time/step": "seconds of the update: acting and learning",
     "exploration/rate": "how much a tabular agent explores now: epsilon, the temperature, or the width of its bound",
     "learning/alpha": "step size of the last episode: the share of the way from an entry to its target",

@@ -12,14 +12,15 @@ Source: Schulman et al. 2017 (arXiv:1707.06347).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from classic_rl.actor_critic import ActorCritic, Player, Rollout, explained_variance, next_values
+from classic_rl.actor_critic import ActorCritic, Judged, Player, Rollout, explained_variance, next_values
 from classic_rl.agents import Agent
 from classic_rl.divergences import kl_k3
 from classic_rl.envs import EnvSource
@@ -40,6 +41,40 @@ class Batch(NamedTuple):
     old_values: Tensor
     advantages: Tensor
     returns: Tensor
+
+
+def minibatches(batch: Batch, rng: np.random.Generator, count: int) -> Iterator[Batch]:
+    """Deal a batch out at random into so many parts."""
+    if count == 1:
+        yield batch
+        return
+    order = torch.from_numpy(rng.permutation(len(batch.actions)))
+    yield from (Batch(*parts) for parts in zip(*(x[order].chunk(count) for x in batch), strict=True))
+
+
+def ppo_loss(
+    policy: Callable[[Tensor, Tensor], Judged], batch: Batch, config: PPOConfig, *, clip: float
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Return the loss of a minibatch, and its terms: policy, value, entropy.
+
+    Args:
+        policy: judges actions.
+        batch: [..., B] each; policies side by side have each their own row.
+        config: for the weights of the terms.
+        clip: how far from 1 the ratio of probabilities still earns.
+
+    Returns:
+        The loss of each row, and its terms, all means over the row. [...] each
+    """
+    logprobs, entropies, values = policy(batch.features, batch.actions)
+    surrogate = clipped_surrogate_loss(logprobs, batch.old_logprobs, batch.advantages, clip_low=clip, clip_high=clip)
+    error = clipped_value_loss(values, batch.old_values, batch.returns, clip=config.value_clip)
+    surrogate, error, entropy = (x.mean(dim=-1) for x in (surrogate, error, entropies))
+    # Twice: the literature's value_coef weighs the squared error, and this loss is half of it.
+    loss = surrogate + 2 * config.value_coef * error
+    if config.entropy_coef:  # else its gradient would be computed for nothing
+        loss = loss - config.entropy_coef * entropy
+    return loss, (surrogate.detach(), error.detach(), entropy.detach())
 
 
 class PPO(Agent[ActorCritic]):
@@ -72,7 +107,7 @@ class PPO(Agent[ActorCritic]):
 
     @torch.no_grad()
     def judge(self, rollout: Rollout) -> Batch:
-        """Estimate the advantages of a rollout, and flatten it to the steps that count."""
+        """Flatten a rollout to the steps that count, with their advantages, standardised over all of them."""
         features, actions = rollout.features.flatten(0, 1), rollout.actions.flatten(0, 1)
         logprobs, _, values = self.policy(features, actions)
         rewards, by_time = rollout.rewards, values.view(rollout.shape)
@@ -85,47 +120,43 @@ class PPO(Agent[ActorCritic]):
         ).flatten()  # fmt: skip
         batch = Batch(features, actions, logprobs, values, advantages, advantages + values)
         counts = rollout.valid.flatten()
-        return batch if counts.all() else Batch(*(x[counts] for x in batch))
+        if not counts.all():
+            batch = Batch(*(x[counts] for x in batch))
+        return batch._replace(advantages=standardize(batch.advantages))
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Learn from a batch; return the metrics of doing so."""
-        config, left = self.config, 1 - self.step / self.total_steps if self.config.anneal else 1.0
-        batch = batch._replace(advantages=standardize(batch.advantages))
+        config, (rate, clip) = self.config, self.rate_and_clip()
         told: list[Tensor] = []
         epoch, kl = 0, 0.0
         while epoch < config.epochs and (config.target_kl is None or kl <= config.target_kl):
-            order = torch.from_numpy(self.player.rng.permutation(len(batch.actions)))
-            shuffled = [x[order].chunk(config.minibatches) for x in batch]
-            for parts in zip(*shuffled, strict=True):
-                loss, terms = self.loss(Batch(*parts), clip=config.clip * left)
-                norm = self.optimizer.step(loss, learning_rate=config.learning_rate * left)
+            for part in minibatches(batch, self.player.rng, config.minibatches):
+                loss, terms = ppo_loss(self.policy, part, config, clip=clip)
+                norm = self.optimizer.step(loss, learning_rate=rate)
                 told.append(torch.stack([*terms, norm]))
             epoch += 1
-            if config.target_kl is not None or epoch == config.epochs:
-                kl, clipped = self.distance(batch, clip=config.clip * left)
-        means = torch.stack(told).mean(dim=0).tolist()
+            if config.target_kl is not None:
+                kl, _ = self.distance(batch, clip=clip)
+        return self.metrics(torch.stack(told), batch, epoch)
+
+    def rate_and_clip(self) -> tuple[float, float]:
+        """Return the learning rate and the clip of the next update."""
+        left = 1 - self.step / self.total_steps if self.config.anneal else 1.0
+        return self.config.learning_rate * left, self.config.clip * left
+
+    def metrics(self, told: Tensor, batch: Batch, epochs: int) -> dict[str, float]:
+        """Return the metrics of an update: means of what its gradient steps told, [steps, 4], and what it came to."""
+        rate, clip = self.rate_and_clip()
+        kl, clipped = self.distance(batch, clip=clip)
         names = ("loss/policy", "loss/value", "policy/entropy", "optim/grad_norm")
         return {
-            **dict(zip(names, means, strict=True)),
+            **dict(zip(names, told.mean(dim=0).tolist(), strict=True)),
             "policy/approx_kl": kl,
             "policy/clip_fraction": clipped,
-            "policy/epochs": float(epoch),
+            "policy/epochs": float(epochs),
             "value/explained_variance": explained_variance(batch.old_values, batch.returns),
-            "optim/learning_rate": config.learning_rate * left,
+            "optim/learning_rate": rate,
         }
-
-    def loss(self, batch: Batch, *, clip: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Return the loss of a minibatch, and its terms: policy, value, entropy."""
-        config = self.config
-        logprobs, entropies, values = self.policy(batch.features, batch.actions)
-        policy = clipped_surrogate_loss(
-            logprobs, batch.old_logprobs, batch.advantages, clip_low=clip, clip_high=clip
-        ).mean()
-        value = clipped_value_loss(values, batch.old_values, batch.returns, clip=config.value_clip).mean()
-        entropy = entropies.mean()
-        # Twice: the literature's value_coef weighs the squared error, and this loss is half of it.
-        loss = policy + 2 * config.value_coef * value - config.entropy_coef * entropy
-        return loss, (policy.detach(), value.detach(), entropy.detach())
 
     @torch.no_grad()
     def distance(self, batch: Batch, *, clip: float) -> tuple[float, float]:

@@ -21,6 +21,7 @@ from classic_rl.actor_critic import (
     next_values,
 )
 from classic_rl.losses import clipped_surrogate_loss, policy_gradient_loss
+from classic_rl.networks import without_gradient
 from tests.classic_rl.counting import Counter
 from tests.reference import classic_case
 
@@ -156,7 +157,7 @@ def test_acting_draws_what_learning_says():
         policy.actor[-1].weight.mul_(300)  # far from uniform
     features = policy.features(np.random.default_rng(0).normal(size=(6, 3)))
     logits = policy.actor(torch.from_numpy(features))
-    torch.testing.assert_close(torch.from_numpy(policy.outputs(features)), logits.detach())
+    torch.testing.assert_close(torch.from_numpy(without_gradient(policy.actor)(features)), logits.detach())
     best = policy.act(features, deterministic=True)
     np.testing.assert_array_equal(best, logits.argmax(-1).numpy())
 
@@ -196,7 +197,7 @@ def test_whole_episodes_begin_at_the_start_and_nothing_after_their_end_counts():
     assert rollout.terminated[0, 2] and rollout.truncated[1, 3]
     cut = one.play_episodes(2)
     assert cut.shape == (2, 2) and cut.cut.tolist() == [[False, True], [False, True]]
-    assert one.env_steps == 2 * 2 + 2 * 4 + 2 * 2
+    assert one.stepper.env_steps == 2 * 2 + 2 * 4 + 2 * 2
 
 
 def test_observations_are_normalized_by_what_was_seen_in_valid_rows():

@@ -17,6 +17,7 @@ from classic_rl.a2c import A2C, A2CConfig
 from classic_rl.actor_critic import NetworkConfig, Rollout
 from classic_rl.envs import make_envs
 from classic_rl.evaluate import evaluate
+from classic_rl.masked import standardize
 from classic_rl.metrics import METRICS
 from classic_rl.on_policy_config import A2C_PRESETS, PPO_PRESETS, REINFORCE_PRESETS
 from classic_rl.ppo import PPO, Batch, PPOConfig
@@ -191,7 +192,9 @@ def test_one_update_of_ppo_is_that_of_the_reference():
     obs, advantages, returns, old = (
         torch.tensor(inputs[name]) for name in ("obs", "advantages", "returns", "old_log_prob")
     )
-    metrics = agent.update(Batch(obs, torch.tensor(inputs["actions"]), old, torch.zeros(4), advantages, returns))
+    metrics = agent.update(
+        Batch(obs, torch.tensor(inputs["actions"]), old, torch.zeros(4), standardize(advantages), returns)
+    )
     found = agent.policy.state_dict()
     for ours, name in names.items():
         torch.testing.assert_close(found[ours], torch.tensor(expected["params"][name]), rtol=1e-4, atol=1e-6)
