@@ -7,7 +7,8 @@
 
 Sides take turns, every turn in a process of its own with one thread. Seconds are the processor's, which other programs
 disturb less than the clock. In `speed` both sides have the peer's hyper-parameters: for Stable-Baselines3 those that
-its zoo has tuned, for CleanRL its defaults. In `solve` each has its own, and plays 100 greedy episodes about every
+its zoo has tuned and, in rows of their own, its defaults; for CleanRL its defaults. Eight seeds at once are compared
+with one run of the peer, by the steps of all of them together. In `solve` each has its own, and plays 100 greedy episodes about every
 2,048 steps, off the clock; CartPole is solved once their mean return is 475.
 
 CleanRL's files run as they are, but for two changes made to the text as it is read: a call at the end of an iteration,
@@ -29,9 +30,12 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.alternate import machine, spread, table, use_one_thread
+
+if TYPE_CHECKING:
+    from classic_rl.on_policy_config import PPOConfig
 
 ENV, SOLVED = "CartPole-v1", 475.0
 LOOK_EVERY = 2048
@@ -95,33 +99,78 @@ def ours(agent: Any, turn: Turn) -> float:
     return agent.env_steps / watch.seconds if turn.steps else float("inf")
 
 
-def ppo_as_sb3(turn: Turn) -> float:
+def ppo_zoo(turn: Turn) -> PPOConfig:
+    """Settings of Stable-Baselines3's zoo."""
     from classic_rl.on_policy_config import PPOConfig
-    from classic_rl.ppo import PPO
 
-    config = PPOConfig(
+    return PPOConfig(
         env_steps=turn.steps or MOST_STEPS, num_envs=8, rollout_steps=32, epochs=20, minibatches=1, learning_rate=1e-3,
         gamma=0.98, lam=0.8, clip=0.2, seed=turn.seed,
     )  # fmt: skip
+
+
+def ppo_defaults(turn: Turn) -> PPOConfig:
+    """Settings of Stable-Baselines3 where none are given."""
+    from classic_rl.on_policy_config import PPOConfig
+
+    return PPOConfig(
+        env_steps=turn.steps or MOST_STEPS, num_envs=1, rollout_steps=2048, epochs=10, minibatches=32,
+        learning_rate=3e-4, anneal=False, seed=turn.seed,
+    )  # fmt: skip
+
+
+def one_ppo(config: PPOConfig, turn: Turn) -> float:
+    from classic_rl.ppo import PPO
+
     return ours(PPO(ENV, config), turn)
+
+
+def eight_ppos(config: PPOConfig, turn: Turn) -> float:
+    """Steps a second of eight seeds at once, all together."""
+    from classic_rl.ppo_seeds import PPOSeeds
+
+    watch, agents = Stopwatch(), PPOSeeds(ENV, config, [8 * turn.seed + index for index in range(8)])
+    for _ in agents.steps():
+        pass
+    return agents.env_steps / watch.seconds
+
+
+def ppo_as_sb3(turn: Turn) -> float:
+    return one_ppo(ppo_zoo(turn), turn)
+
+
+def ppo_as_sb3_defaults(turn: Turn) -> float:
+    return one_ppo(ppo_defaults(turn), turn)
+
+
+def eight_as_sb3(turn: Turn) -> float:
+    return eight_ppos(ppo_zoo(turn), turn)
+
+
+def eight_as_sb3_defaults(turn: Turn) -> float:
+    return eight_ppos(ppo_defaults(turn), turn)
+
+
+def eight_by_preset(turn: Turn) -> float:
+    from classic_rl.on_policy_config import PPO_PRESETS
+
+    return eight_ppos(replace(PPO_PRESETS[ENV], env_steps=turn.steps or MOST_STEPS), turn)
 
 
 def ppo_as_cleanrl(turn: Turn) -> float:
     from classic_rl.on_policy_config import PPOConfig
-    from classic_rl.ppo import PPO
 
     config = PPOConfig(
         env_steps=turn.steps or MOST_STEPS, num_envs=4, rollout_steps=128, epochs=4, minibatches=4,
         learning_rate=2.5e-4, gamma=0.99, lam=0.95, clip=0.2, value_clip=0.2, entropy_coef=0.01, seed=turn.seed,
     )  # fmt: skip
-    return ours(PPO(ENV, config), turn)
+    return one_ppo(config, turn)
 
 
 def ppo_preset(turn: Turn) -> float:
     from classic_rl.on_policy_config import PPO_PRESETS
-    from classic_rl.ppo import PPO
 
-    return ours(PPO(ENV, replace(PPO_PRESETS[ENV], seed=turn.seed)), turn)
+    return one_ppo(replace(PPO_PRESETS[ENV], seed=turn.seed), turn)
 
 
 def dqn_as_sb3(turn: Turn) -> float:
@@ -133,6 +182,19 @@ def dqn_as_sb3(turn: Turn) -> float:
         learning_starts=1000, train_every=256, updates=128, hidden=(256, 256), seed=turn.seed,
         replay=ReplayConfig(capacity=100_000), target=TargetConfig(every=128, double=False),
         exploration=ExplorationConfig(end=0.04, fraction=0.16),
+    )  # fmt: skip
+    return ours(DQN(ENV, config), turn)
+
+
+def dqn_as_sb3_defaults(turn: Turn) -> float:
+    from classic_rl.dqn import DQN
+    from classic_rl.dqn_config import DQNConfig, ExplorationConfig, ReplayConfig, TargetConfig
+
+    config = DQNConfig(
+        env_steps=turn.steps or MOST_STEPS, learning_rate=1e-4, final_learning_rate=1e-4, batch_size=32,
+        learning_starts=100, train_every=4, updates=1, hidden=(64, 64), max_grad_norm=10.0, seed=turn.seed,
+        replay=ReplayConfig(capacity=1_000_000), target=TargetConfig(every=2500, double=False),
+        exploration=ExplorationConfig(end=0.05, fraction=0.1),
     )  # fmt: skip
     return ours(DQN(ENV, config), turn)
 
@@ -189,6 +251,18 @@ def sb3_ppo(turn: Turn) -> float:
         device="cpu",
     )  # fmt: skip
     return sb3(model, turn)
+
+
+def sb3_ppo_defaults(turn: Turn) -> float:
+    from stable_baselines3 import PPO
+
+    return sb3(PPO("MlpPolicy", ENV, seed=turn.seed, device="cpu"), turn)
+
+
+def sb3_dqn_defaults(turn: Turn) -> float:
+    from stable_baselines3 import DQN
+
+    return sb3(DQN("MlpPolicy", ENV, seed=turn.seed, device="cpu"), turn)
 
 
 def sb3_dqn(turn: Turn) -> float:
@@ -261,23 +335,37 @@ def cleanrl(turn: Turn, name: str, changes: dict[str, str], outputs_of: Callable
     return done / watch.seconds if turn.steps else float("inf")
 
 
+Side = Callable[[Turn], float]
+
+
 @dataclass(frozen=True)
-class Row:
-    """A comparison: ours at the peer's hyper-parameters, ours by preset, the peer; what the ratios are to reach."""
+class Comparison:
+    """Two sides, and the ratio between them that is aimed at."""
 
     name: str
-    same: Callable[[Turn], float]
-    preset: Callable[[Turn], float]
-    peer: Callable[[Turn], float]
-    speed: str = ""
-    solve: str = ""
+    ours: Side
+    peer: Side
+    target: str = ""
 
 
-ROWS = (
-    Row("PPO, Stable-Baselines3", ppo_as_sb3, ppo_preset, sb3_ppo, speed="2", solve="4"),
-    Row("PPO, CleanRL", ppo_as_cleanrl, ppo_preset, cleanrl_ppo, speed="3", solve="4"),
-    Row("DQN, Stable-Baselines3", dqn_as_sb3, dqn_preset, sb3_dqn, speed="2"),
-    Row("DQN, CleanRL", dqn_as_cleanrl, dqn_preset, cleanrl_dqn),
+SPEEDS = (
+    Comparison("PPO, Stable-Baselines3's zoo", ppo_as_sb3, sb3_ppo, "2"),
+    Comparison("PPO, Stable-Baselines3's defaults", ppo_as_sb3_defaults, sb3_ppo_defaults),
+    Comparison("PPO, CleanRL", ppo_as_cleanrl, cleanrl_ppo, "3"),
+    Comparison("8 PPOs at once, one of the zoo", eight_as_sb3, sb3_ppo, "8"),
+    Comparison("8 PPOs at once, one of the defaults", eight_as_sb3_defaults, sb3_ppo_defaults, "8"),
+    Comparison("8 PPOs at once by our preset, one of the zoo", eight_by_preset, sb3_ppo, "8"),
+    Comparison("DQN, Stable-Baselines3's zoo", dqn_as_sb3, sb3_dqn, "2"),
+    Comparison("DQN, Stable-Baselines3's defaults", dqn_as_sb3_defaults, sb3_dqn_defaults, "2"),
+    Comparison("DQN, CleanRL", dqn_as_cleanrl, cleanrl_dqn),
+)
+
+
+SOLVES = (
+    Comparison("PPO, Stable-Baselines3's zoo", ppo_preset, sb3_ppo, "4"),
+    Comparison("PPO, CleanRL", ppo_preset, cleanrl_ppo, "4"),
+    Comparison("DQN, Stable-Baselines3's zoo", dqn_preset, sb3_dqn),
+    Comparison("DQN, CleanRL", dqn_preset, cleanrl_dqn),
 )
 
 
@@ -307,27 +395,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="of the speed of each row")
     parser.add_argument("--steps", type=int, default=20_000, help="environment steps of a turn of the speed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the time until solved")
-    parser.add_argument("--only", choices=["ppo", "dqn"], help="one of the two")
+    parser.add_argument("--only", default="", help="rows whose name has this in it")
+    parser.add_argument("--what", choices=["speed", "solve"], help="one of the two")
     options = parser.parse_args(arguments)
     use_one_thread()
     print(machine(("torch", "gymnasium", "stable-baselines3")))
     folder = str(Path(options.cleanrl).resolve()) if options.cleanrl else None
-    rows = [row for row in ROWS if folder or "CleanRL" not in row.name]
-    rows = [row for row in rows if options.only is None or row.name.lower().startswith(options.only)]
 
-    speeds, times = [], []
-    for row in rows:
-        sides = [(side, seed) for seed in range(options.rounds) for side in (row.same, row.peer)]
+    def chosen(name: str, what: str) -> bool:
+        return options.what in (None, what) and options.only in name and bool(folder or "CleanRL" not in name)
+
+    speeds = []
+    for row in (row for row in SPEEDS if chosen(row.name, "speed")):
+        sides = [(side, seed) for seed in range(options.rounds) for side in (row.ours, row.peer)]
         results = in_turns(Turn(side, seed, options.steps, folder) for side, seed in sides)
         one, other = results[::2], results[1::2]
         ratios = [ours / theirs for ours, theirs in zip(one, other, strict=True)]
-        speeds.append([row.name, spread(one, 0), spread(other, 0), spread(ratios, 2), row.speed])
-        sides = [(side, seed) for seed in options.seeds for side in (row.preset, row.peer)]
+        speeds.append([row.name, spread(one, 0), spread(other, 0), spread(ratios, 2), row.target])
+    times = []
+    for row in (row for row in SOLVES if chosen(row.name, "solve")):
+        sides = [(side, seed) for seed in options.seeds for side in (row.ours, row.peer)]
         results = in_turns(Turn(side, seed, None, folder) for side, seed in sides)
         one, other = results[::2], results[1::2]
         ratio = statistics.median(other) / statistics.median(one)
-        times.append([row.name, spread(one, 1), spread(other, 1), f"{ratio:.1f}", row.solve])
-    print(f"\nspeed: environment steps a second at the peer's hyper-parameters, {options.steps:,} steps a turn")
+        times.append([row.name, spread(one, 1), spread(other, 1), f"{ratio:.1f}", row.target])
+    print(
+        f"\nspeed: environment steps a second at the peer's hyper-parameters, {options.steps:,} steps a turn and seed"
+    )
     print(table(["against", "ours", "peer", "ours / peer", "target"], speeds))
     print(f"\nsolve: seconds until {ENV} is solved, seeds {options.seeds}; ours by its preset")
     print(table(["against", "ours", "peer", "peer / ours, of the medians", "target"], times))

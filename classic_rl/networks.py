@@ -237,7 +237,7 @@ class Adam:
             norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
             if not math.isfinite(norm.sum().item()):
                 raise FloatingPointError(
-                    f"the norm of the gradient is {norm.squeeze(-1).tolist()}; the weights are as they were before the step. "
+                    f"the norm of the gradient is {norm.squeeze(-1).tolist()}; the weights are as they were. "
                     "Look for rewards or observations that are not finite; else lower learning_rate, or scale rewards."
                 )
             if self.max_grad_norm is not None:

@@ -42,7 +42,8 @@ class SideBySide:
         outputs, values = (_through(getattr(self.policy, name), name, named, features) for name in ("actor", "critic"))
         distribution = self.policy.distribution
         own = {name: named[f"distribution.{name}"][:, None] for name, _ in distribution.named_parameters()}
-        return Judged(*functional_call(distribution, own, (outputs, actions)), values.squeeze(-1))
+        logprobs, entropy = functional_call(distribution, own, (outputs, actions))
+        return Judged(logprobs, entropy, values.squeeze(-1))
 
 
 def _through(layers: nn.Sequential, name: str, weights: dict[str, Tensor], x: Tensor) -> Tensor:
