@@ -8,8 +8,8 @@
 Sides take turns, every turn in a process of its own with one thread. Seconds are the processor's, which other programs
 disturb less than the clock. In `speed` both sides have the peer's hyper-parameters: for Stable-Baselines3 those that
 its zoo has tuned and, in rows of their own, its defaults; for CleanRL its defaults. Eight seeds at once are compared
-with one run of the peer, by the steps of all of them together. In `solve` each has its own, and plays 100 greedy episodes about every
-2,048 steps, off the clock; CartPole is solved once their mean return is 475.
+with one run of the peer, by the steps of all of them together. In `solve` each has its own, and plays 100 greedy
+episodes about every 2,048 steps, off the clock; CartPole is solved once their mean return is 475.
 
 CleanRL's files run as they are, but for two changes made to the text as it is read: a call at the end of an iteration,
 which looks at the agent; and in dqn.py the last observation of an episode, which Gymnasium 1.x gives in another place.
