@@ -97,9 +97,9 @@ class Options(Generic[Config]):
     """Id of the environment, such as CartPole-v1, or module:Id where a module registers it."""
     agent: Config
     rewards: Rewards = "true"
-    """What is learned from: the rewards of the environment, or these shaped by its known potential (MountainCar-v0's is
-    the energy of the car), which lead to the goal and leave the best policy as it is. Evaluations are by the true ones,
-    and so is every return shown, but for those of reinforce while it learns."""
+    """What is learned from: the true rewards, or shaped ones, to which comes the change of a potential that is known for
+    the environment (MountainCar-v0: the energy of the car). It shows the way to the goal and leaves the best policy
+    as it is. Returns shown are of the true rewards, but for those of reinforce while it learns."""
     measure: MeasureOptions = field(default_factory=MeasureOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
@@ -148,22 +148,27 @@ def length_of(kind: str) -> str:
 
 
 def learner(kind: str, options: Options[Any]) -> Any:
-    """Make an agent in its environment.
+    """Make an agent in its environment."""
+    return class_of(kind)(source_of(options), options.agent)
+
+
+def source_of(options: Options[Any]) -> EnvSource:
+    """Return what an agent learns in.
 
     Raises:
         ValueError: if shaped rewards are asked for and no potential is known.
     """
-    source: EnvSource = options.env
-    if options.rewards == "shaped":
-        from classic_rl.shaping import shaped
+    if options.rewards == "true":
+        return options.env
+    from classic_rl.shaping import shaped
 
-        source = shaped(options.env, gamma=options.agent.gamma)
-    return class_of(kind)(source, options.agent)
+    return shaped(options.env, gamma=options.agent.gamma)
 
 
 def train(kind: str, options: Options[Any], command: Sequence[str]) -> int:
     """Run the recipe and return its exit code."""
     check_env(options.env, video=options.measure.video)
+    source_of(options)  # what cannot be shaped is refused before anything is said
     if not options.run.quiet:
         for words in remarks(kind, options):
             print(words)
@@ -186,7 +191,8 @@ def remarks(kind: str, options: Options[Any]) -> Iterator[str]:
         names = ", ".join(known)
         yield f"no settings of {kind} are known to solve {options.env}, so general ones hold (known: {names})"
     if options.rewards == "shaped":
-        yield "learning from shaped rewards (--rewards true: from the true ones); returns are of the true ones"
+        measured = "evaluations" if kind == "reinforce" else "returns"
+        yield f"learning from shaped rewards (--rewards true: from the true ones), while {measured} are of the true ones"
     elif options.env in shaped:
         yield f"the settings of {kind} for {options.env} are for --rewards shaped, and may learn nothing without"
 

@@ -113,7 +113,7 @@ def test_an_episode_is_filmed(align: Align, tmp_path: Path):
         (("dqn", "--env", "Pendulum-v1"), "must be Discrete"),
         (
             ("ppo", *TWO_STEPS["ppo"], "--rewards", "shaped"),
-            "no potential to shape rewards by is known for CartPole-v1",
+            "error: no potential to shape rewards by is known for CartPole-v1",
         ),
         (("eval", "nowhere", "--env", "CartPole-v1"), "expected the policy of a classic agent"),
     ],
