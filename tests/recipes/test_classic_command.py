@@ -69,7 +69,9 @@ def test_shaped_rewards_are_the_default_where_settings_need_them_and_returns_are
 ):
     words = ("classic", "ppo", *CAR[:-2], "--minibatches", 4, "--env-steps", 2 * 2 * 208, "--rollout-steps", 208)
     said = align(*words, "--directory", tmp_path / "run")
-    assert "learning from shaped rewards (--rewards true" in said and "no settings" not in said
+    assert (
+        "from shaped rewards, while returns are of the true ones (--rewards true" in said and "no settings" not in said
+    )
     *_, last = metrics_of(tmp_path / "run")
     assert last["episode/return"] == last["eval/episode/return"] == -200.0  # each step costs 1, for 200 steps
     other = align(*words, "--rewards", "true", "--resume", "--directory", tmp_path / "run", code=2)
