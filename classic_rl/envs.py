@@ -54,6 +54,10 @@ def vector_of(env: EnvSource, num_envs: int) -> VectorEnv:
     return env if isinstance(env, VectorEnv) else make_envs(env, num_envs)
 
 
+TRUE_REWARD = "true_reward"
+"""Where a wrapper that changes rewards leaves in its `info` what the environment gave; returns are counted by that."""
+
+
 class Transition(NamedTuple):
     """One step of N environments.
 
@@ -76,7 +80,7 @@ class Transition(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """An episode that ended: the sum of its rewards, undiscounted, and its steps."""
+    """An episode that ended: the sum of its rewards, undiscounted and before any shaping, and its steps."""
 
     total: float
     length: int
@@ -118,7 +122,7 @@ class Stepper:
         seen = np.array(seen)  # a copy: environments may write into what they gave
         ended = terminated | truncated
         self.env_steps += self.num_envs
-        self._count(rewards, ended, actions)
+        self._count(infos.get(TRUE_REWARD, rewards) if self._sync else rewards, ended, actions)
         next_obs, self.obs = self._after_an_end(seen, ended, infos) if ended.any() else (seen, seen)
         self._fresh = ended if self._mode is AutoresetMode.NEXT_STEP else fresh
         truncated = truncated & ~terminated
@@ -228,8 +232,8 @@ class Stepper:
         for action in done:
             if ended:
                 break
-            obs, reward, terminated, truncated, _ = env.step(action)
-            total, ended = total + float(reward), terminated or truncated
+            obs, reward, terminated, truncated, info = env.step(action)
+            total, ended = total + float(info.get(TRUE_REWARD, reward)), terminated or truncated
         same = np.array_equal(np.asarray(obs), state["obs"][index].numpy()) and total == state["returns"][index]
         if ended or not same:
             self.obs[index], _ = env.reset()

@@ -12,12 +12,12 @@ import difflib
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
@@ -25,6 +25,7 @@ from classic_rl.dqn_config import DQN_PRESETS, DQNConfig
 from classic_rl.on_policy_config import (
     A2C_PRESETS,
     PPO_PRESETS,
+    PPO_SHAPED,
     REINFORCE_PRESETS,
     A2CConfig,
     PPOConfig,
@@ -36,20 +37,26 @@ if TYPE_CHECKING:
     import gymnasium
 
     from align.runs.run import RunResult
+    from classic_rl.envs import EnvSource
 
 Config = TypeVar("Config")
+Rewards = Literal["true", "shaped"]
 INSTALL = "pip install 'align-rl[classic]'"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """An agent: what it is in words, the file and the class, its settings and those for known environments."""
+    """An agent: what it is in words, the file and the class, its settings and those for known environments.
+
+    shaped: the environments among them in which the agent learns from shaped rewards.
+    """
 
     words: str
     module: str
     name: str
     config: type[Any]
     presets: Mapping[str, Any]
+    shaped: frozenset[str] = frozenset()
 
 
 AGENTS = {
@@ -57,7 +64,9 @@ AGENTS = {
         "policy gradient on whole episodes", "reinforce", "REINFORCE", REINFORCEConfig, REINFORCE_PRESETS
     ),
     "a2c": Kind("policy and critic, one step on each short rollout", "a2c", "A2C", A2CConfig, A2C_PRESETS),
-    "ppo": Kind("policy and critic, several epochs over each rollout", "ppo", "PPO", PPOConfig, PPO_PRESETS),
+    "ppo": Kind(
+        "policy and critic, several epochs over each rollout", "ppo", "PPO", PPOConfig, PPO_PRESETS, PPO_SHAPED
+    ),
     "dqn": Kind("values of discrete actions, from a replay memory", "dqn", "DQN", DQNConfig, DQN_PRESETS),
 }
 
@@ -87,6 +96,10 @@ class Options(Generic[Config]):
     env: str
     """Id of the environment, such as CartPole-v1, or module:Id where a module registers it."""
     agent: Config
+    rewards: Rewards = "true"
+    """What is learned from: the true rewards, or shaped ones, to which comes the change of a potential that is known
+    for the environment (MountainCar-v0: the energy of the car). It shows the way to the goal and leaves the best
+    policy as it is. Returns shown are of the true rewards, but for those of reinforce while it learns."""
     measure: MeasureOptions = field(default_factory=MeasureOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
@@ -108,22 +121,57 @@ class EvalOptions:
 def defaults(kind: str, arguments: Sequence[str]) -> Options[Any]:
     """Return the options of an agent, which depend on the environment that the command line names."""
     env = word_after(arguments, "--env")
-    config = AGENTS[kind].presets.get(env or "", AGENTS[kind].config())
-    return options_of(env or tyro.MISSING, config)
+    return options_of(kind, env or tyro.MISSING)
 
 
-def options_of(env: str, config: Any) -> Options[Any]:
-    """Return options with about ten evaluations and checkpoints a run."""
+def options_of(kind: str, env: str, *, seed: int = 0, share: float = 1.0) -> Options[Any]:
+    """Return the options known for an environment, or general ones, with about ten evaluations and checkpoints a run.
+
+    Args:
+        kind: the agent.
+        env: the environment's id.
+        seed: of the run.
+        share: of the steps that are known to do.
+    """
+    agent = AGENTS[kind]
+    config = agent.presets.get(env, agent.config())
+    length = length_of(kind)
+    config = replace(config, seed=seed, **{length: max(1, int(share * getattr(config, length)))})
     every = max(1, config.total_steps // 10)
-    return Options(env, config, run=RunOptions(save_every=every, evaluate_every=every))
+    rewards: Rewards = "shaped" if env in agent.shaped else "true"
+    return Options(env, config, rewards, run=RunOptions(save_every=every, evaluate_every=every))
+
+
+def length_of(kind: str) -> str:
+    """Return the setting that says how long an agent learns."""
+    return "updates" if kind == "reinforce" else "env_steps"
+
+
+def learner(kind: str, options: Options[Any]) -> Any:
+    """Make an agent in its environment."""
+    return class_of(kind)(source_of(options), options.agent)
+
+
+def source_of(options: Options[Any]) -> EnvSource:
+    """Return what an agent learns in.
+
+    Raises:
+        ValueError: if shaped rewards are asked for and no potential is known.
+    """
+    if options.rewards == "true":
+        return options.env
+    from classic_rl.shaping import shaped
+
+    return shaped(options.env, gamma=options.agent.gamma)
 
 
 def train(kind: str, options: Options[Any], command: Sequence[str]) -> int:
     """Run the recipe and return its exit code."""
     check_env(options.env, video=options.measure.video)
-    if options.env not in AGENTS[kind].presets and not options.run.quiet:
-        known = ", ".join(AGENTS[kind].presets)
-        print(f"no settings of {kind} are known to solve {options.env}, so general ones hold (known: {known})")
+    source_of(options)  # what cannot be shaped is refused before anything is said
+    if not options.run.quiet:
+        for words in remarks(kind, options):
+            print(words)
     result, agent = run_agent(kind, options, command)
     if result.finished:
         path = result.directory.path
@@ -136,11 +184,24 @@ def train(kind: str, options: Options[Any], command: Sequence[str]) -> int:
     return result.exit_code
 
 
+def remarks(kind: str, options: Options[Any]) -> Iterator[str]:
+    """Say what is special about the settings in this environment."""
+    known, shaped = AGENTS[kind].presets, AGENTS[kind].shaped
+    if options.env not in known:
+        names = ", ".join(known)
+        yield f"no settings of {kind} are known to solve {options.env}, so general ones hold (known: {names})"
+    if options.rewards == "shaped":
+        measured = "evaluations" if kind == "reinforce" else "returns"
+        yield f"learning from shaped rewards, while {measured} are of the true ones (--rewards true learns from those)"
+    elif options.env in shaped:
+        yield f"the settings of {kind} for {options.env} are for --rewards shaped, and may learn nothing without"
+
+
 def run_agent(kind: str, options: Options[Any], command: Sequence[str]) -> tuple[RunResult, Any]:
     """Build an agent, run it in its directory, and save the policy of a finished run."""
     from classic_rl.evaluate import evaluate
 
-    agent = class_of(kind)(options.env, options.agent)
+    agent = learner(kind, options)
     episodes, seed = options.measure.eval_episodes, options.agent.seed
     result = execute(
         agent,
@@ -158,7 +219,13 @@ def run_agent(kind: str, options: Options[Any], command: Sequence[str]) -> tuple
 def config_of(kind: str, options: Options[Any]) -> dict[str, Any]:
     """Return what a run depends on."""
     episodes = options.measure.eval_episodes
-    return {"algorithm": kind, "env": options.env, "eval_episodes": episodes, "settings": options.agent}
+    return {
+        "algorithm": kind,
+        "env": options.env,
+        "rewards": options.rewards,
+        "eval_episodes": episodes,
+        "settings": options.agent,
+    }
 
 
 def class_of(kind: str) -> Any:

@@ -28,6 +28,7 @@ from classic_rl.evaluate import evaluate
 from classic_rl.on_policy_config import (
     A2C_PRESETS,
     PPO_PRESETS,
+    PPO_SHAPED,
     REINFORCE_PRESETS,
     A2CConfig,
     NetworkConfig,
@@ -36,6 +37,7 @@ from classic_rl.on_policy_config import (
 )
 from classic_rl.ppo import PPO
 from classic_rl.reinforce import REINFORCE
+from classic_rl.shaping import shaped
 from recipes.common import recipe
 from recipes.options import LadderOptions
 
@@ -55,12 +57,14 @@ class Subject:
     kind: its class.
     small: settings under which a trivial environment is learned in a second.
     presets: settings by environment.
+    shaped: environments in which these are for shaped rewards.
     """
 
     name: str
     kind: Callable[[EnvSource, Any], Any]
     small: Any
     presets: dict[str, Any]
+    shaped: frozenset[str] = frozenset()
 
     @property
     def has_a_policy(self) -> bool:
@@ -86,7 +90,8 @@ def subject(name: str, *, kind: Callable[[EnvSource, Any], Any] | None = None, s
     if name not in subjects:
         raise ValueError(f"expected an agent of {', '.join(subjects)}, got {name!r}")
     found, small, presets = subjects[name]
-    return Subject(name, kind or found, small, {env: replace(preset, seed=seed) for env, preset in presets.items()})
+    presets = {env: replace(preset, seed=seed) for env, preset in presets.items()}
+    return Subject(name, kind or found, small, presets, PPO_SHAPED if name == "ppo" else frozenset())
 
 
 # --- rungs ---
@@ -221,7 +226,8 @@ VALUES = [
 def known_return(climber: Subject, env: str) -> Rung:
     """Train with the preset, and play 100 episodes with the best actions."""
     goal = goal_of(env)
-    agent = climber.kind(env, climber.presets[env])
+    config = climber.presets[env]
+    agent = climber.kind(shaped(env, gamma=config.gamma) if env in climber.shaped else env, config)
     agent.learn()
     mean = float(evaluate(agent.act, env, episodes=100).returns.mean())
     return Rung(

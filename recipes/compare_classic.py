@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from recipes.classic import AGENTS, MeasureOptions, check_env, config_of, options_of, run_agent
+from recipes.classic import AGENTS, MeasureOptions, check_env, config_of, length_of, options_of, run_agent
 from recipes.common import recipe
 
 if TYPE_CHECKING:
@@ -77,10 +77,7 @@ def learn(options: Options, kind: Name, seed: int, path: Path) -> int:
     """Run one agent on one seed, unless that is done with the same settings, and return an exit code."""
     from align.runs.directory import RunDirectory, plain
 
-    config = AGENTS[kind].presets.get(options.env, AGENTS[kind].config())
-    length = "updates" if kind == "reinforce" else "env_steps"
-    taken = max(1, int(options.share * getattr(config, length)))
-    settings = options_of(options.env, replace(config, seed=seed, **{length: taken}))
+    settings = options_of(kind, options.env, seed=seed, share=options.share)
     settings = replace(
         settings,
         measure=MeasureOptions(options.eval_episodes),
@@ -90,7 +87,9 @@ def learn(options: Options, kind: Name, seed: int, path: Path) -> int:
     if directory.final.exists():
         directory.check(plain(config_of(kind, settings)), resume=True)
         return 0
-    words = f"align classic {kind} --env {options.env} --seed {seed} --{length.replace('_', '-')} {taken}"
+    length = length_of(kind)
+    words = f"align classic {kind} --env {options.env} --rewards {settings.rewards} --seed {seed}"
+    words += f" --{length.replace('_', '-')} {getattr(settings.agent, length)}"
     command = [*words.split(), "--eval-episodes", str(options.eval_episodes), "--directory", str(path)]
     return run_agent(kind, settings, command)[0].exit_code
 
@@ -109,6 +108,8 @@ def show(options: Options, outcomes: Sequence[Outcome], command: Sequence[str]) 
         f"{options.env}, measured greedily over {options.eval_episodes} episodes. Agents differ in how many steps "
         "they take: the curves say who learns from few."
     )
+    if shaped := [kind for kind in options.agents if options.env in AGENTS[kind].shaped]:
+        rule += f" Learned from shaped rewards, measured by the true ones: {', '.join(shaped)}."
     files = write(
         options.place,
         Comparison(

@@ -22,6 +22,7 @@ from classic_rl.metrics import METRICS
 from classic_rl.on_policy_config import A2C_PRESETS, PPO_PRESETS, REINFORCE_PRESETS
 from classic_rl.ppo import PPO, Batch, PPOConfig
 from classic_rl.reinforce import REINFORCE, REINFORCEConfig
+from classic_rl.shaping import shaped
 from tests.classic_rl.counting import Counter, Echo
 from tests.reference import classic_case
 
@@ -48,6 +49,7 @@ VARIANTS = [
     ("ppo", "CartPole-v1", {"target_kl": 0.01, "value_clip": 0.2}),
     ("ppo", "Pendulum-v1", {"scale_rewards": True, "network": NORMAL}),
     ("ppo", "FrozenLake-v1", {}),
+    ("ppo", shaped("MountainCar-v0", gamma=0.99), {"scale_rewards": True}),
 ]
 
 

@@ -61,6 +61,32 @@ def test_the_environment_gives_the_defaults_and_one_without_settings_is_told(ali
     assert "no settings of dqn are known to solve Blackjack-v1" in said and "space of observations, got Tuple" in said
 
 
+CAR = ("--env", "MountainCar-v0", *ROLLOUTS[2:])
+
+
+def test_shaped_rewards_are_the_default_where_settings_need_them_and_returns_are_the_true_ones(
+    align: Align, tmp_path: Path
+):
+    words = ("classic", "ppo", *CAR[:-2], "--minibatches", 4, "--env-steps", 2 * 2 * 208, "--rollout-steps", 208)
+    said = align(*words, "--directory", tmp_path / "run")
+    assert (
+        "from shaped rewards, while returns are of the true ones (--rewards true" in said and "no settings" not in said
+    )
+    *_, last = metrics_of(tmp_path / "run")
+    assert last["episode/return"] == last["eval/episode/return"] == -200.0  # each step costs 1, for 200 steps
+    other = align(*words, "--rewards", "true", "--resume", "--directory", tmp_path / "run", code=2)
+    assert 'rewards: "shaped" -> "true"' in other
+    told = align("classic", "eval", tmp_path / "run" / "final", "--env", "MountainCar-v0", "--eval-episodes", 2)
+    assert "greedy    return -200.0" in told
+
+
+def test_settings_for_shaped_rewards_say_so_without_and_other_agents_take_them_on_request(align: Align, tmp_path: Path):
+    said = align("classic", "ppo", *CAR, "--rewards", "true", "--minibatches", 4, "--directory", tmp_path / "ppo")
+    assert "are for --rewards shaped" in said and "learning from shaped rewards" not in said
+    words = ("--env", "MountainCar-v0", *TWO_STEPS["dqn"][2:], "--directory", tmp_path / "dqn")
+    assert "learning from shaped rewards" in align("classic", "dqn", *words, "--rewards", "shaped")
+
+
 def test_a_run_goes_on_only_with_the_options_it_was_started_with(align: Align, tmp_path: Path):
     words = ("classic", "ppo", *TWO_STEPS["ppo"], "--directory", tmp_path / "run")
     align(*words)
@@ -87,6 +113,10 @@ def test_an_episode_is_filmed(align: Align, tmp_path: Path):
         (("ppo", *TWO_STEPS["ppo"], "--eval-episodes", 0), "eval_episodes must be at least 1"),
         (("ppo", "--env", "CartPole-v1", "--clipp", 0.1), "--clip"),
         (("dqn", "--env", "Pendulum-v1"), "must be Discrete"),
+        (
+            ("ppo", *TWO_STEPS["ppo"], "--rewards", "shaped"),
+            "error: no potential to shape rewards by is known for CartPole-v1",
+        ),
         (("eval", "nowhere", "--env", "CartPole-v1"), "expected the policy of a classic agent"),
     ],
 )

@@ -16,8 +16,9 @@ from classic_rl.dqn import DQN
 from classic_rl.losses import double_q_targets
 from classic_rl.ppo import PPO
 from classic_rl.reinforce import REINFORCE
+from classic_rl.shaping import PotentialShaping
 from recipes import classic_ladder
-from recipes.classic_ladder import Rung, climb, goal_of, subject
+from recipes.classic_ladder import Rung, climb, goal_of, known_return, subject
 
 AGENTS = ("reinforce", "a2c", "ppo", "dqn")
 
@@ -127,6 +128,19 @@ def test_the_last_rung_plays_the_environment_and_is_left_out_after_a_failure() -
     *below, last = climb(short, "CartPole-v1")
     assert len(below) == 7 and "475 or more over 100 episodes after 1,104 steps" in last.expected and not last.passed
     assert len(list(climb(replace(short, kind=Frozen), "CartPole-v1"))) == 7
+
+
+def test_the_known_return_is_learned_from_shaped_rewards_where_settings_need_them() -> None:
+    climber, sources = subject("ppo"), []
+
+    def noted(env: Any, config: Any) -> PPO:
+        sources.append(env)
+        return PPO(env, config)
+
+    for env, steps in (("MountainCar-v0", 2_048), ("CartPole-v1", 512)):
+        short = replace(climber.presets[env], env_steps=steps)
+        known_return(replace(climber, kind=noted, presets={env: short}), env)
+    assert isinstance(made := sources[0](), PotentialShaping) and made.gamma == 0.99 and sources[1] == "CartPole-v1"
 
 
 def ladder(*arguments: str) -> int:

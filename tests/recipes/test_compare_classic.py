@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -76,6 +77,16 @@ def test_a_small_comparison_is_told_drawn_and_kept(tmp_path: Path, capsys):
     assert report.stat().st_mtime_ns == before and (tmp_path / "comparison.md").read_text() == table
     assert compare(*words, "--eval-episodes", 3) == 2
     assert "eval_episodes" in capsys.readouterr().err
+
+
+def test_who_learns_from_shaped_rewards_is_told_and_measured_by_the_true_ones(tmp_path: Path, capsys):
+    words = ("--env", "MountainCar-v0", "--agents", "ppo", "dqn", "--seeds", 0, "--share", 0.02)
+    assert compare(*words, "--directory", tmp_path, "--eval-episodes", 2) == 0
+    assert "seed 0, ppo: return -200.0" in capsys.readouterr().out
+    assert "measured by the true ones: ppo." in (tmp_path / "comparison.md").read_text()
+    for agent, rewards in (("ppo", "shaped"), ("dqn", "true")):
+        run = json.loads((tmp_path / agent / "seed-0" / "environment.json").read_text())
+        assert f"--env MountainCar-v0 --rewards {rewards}" in run["command"]
 
 
 @pytest.mark.parametrize(

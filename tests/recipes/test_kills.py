@@ -27,6 +27,8 @@ CACHED = ("--reference-cache", "CACHE", "--eval-data")
 
 CLASSIC_PPO = ("classic", "ppo", "--env", "CartPole-v1", "--eval-episodes", 2, "--hidden", 8, "--num-envs", 4,
                "--rollout-steps", 16, "--normalize-observations", "--scale-rewards")  # fmt: skip
+SHAPED_PPO = ("classic", "ppo", "--env", "MountainCar-v0", "--rewards", "shaped", "--eval-episodes", 2, "--hidden", 8,
+              "--num-envs", 4, "--rollout-steps", 16, "--epochs", 2)  # fmt: skip
 CLASSIC_DQN = ("classic", "dqn", "--env", "CartPole-v1", "--eval-episodes", 2, "--hidden", 8, "--num-envs", 2,
                "--report-every", 20, "--learning-starts", 20, "--batch-size", 8, "--train-every", 4,
                "--capacity", 90)  # fmt: skip
@@ -51,6 +53,7 @@ COMMANDS = {
     "reward, margins": (*REWARD, "--margin", "sure"),
     "reward lora": (*REWARD, *LORA),
     "classic ppo": CLASSIC_PPO,
+    "classic ppo, shaped": SHAPED_PPO,
     "classic dqn": (*CLASSIC_DQN, "--n-step", 1, "--priority-exponent", 0),
     "classic dqn, all of it": (*CLASSIC_DQN, "--dueling", "--n-step", 3, "--priority-exponent", 0.6, "--rate", 0.05),
 }  # fmt: skip
