@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import pytest
 
-from recipes import classic_cliff, classic_random_walk, classic_tabular
+from classic_rl.ppo import PPO
+from recipes import classic_cliff, classic_random_walk, classic_seeds, classic_tabular
 
 
 def run(recipe, *arguments: object) -> int:
@@ -38,6 +40,20 @@ def test_a_small_world_is_learned_a_little_with_a_report(world, tmp_path, capsys
     assert "by planning" in capsys.readouterr().out and (folder / "report.html").stat().st_size > 0
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 20 and "eval/greedy_value" in lines[-1]
+
+
+def test_several_seeds_learn_at_once_and_each_leaves_its_policy(tmp_path, capsys):
+    folder, short = tmp_path / "run", ["--seeds", 3, 5, "--share", 0.03, "--eval-episodes", 2]
+    assert run(classic_seeds, *short, "--directory", folder) == 0
+    said = capsys.readouterr().out
+    assert "interquartile mean of 2 seeds" in said and (folder / "report.html").stat().st_size > 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {"seeds/return_low", "seeds/return_high", "eval/episode/return", "eval/seeds/return_low"} <= lines[-1].keys()
+    obs = np.array([[0.01, 0.2, -0.03, 0.4]])
+    for seed in (3, 5):
+        assert PPO.load(folder / "final" / f"seed-{seed}").act(obs, deterministic=True).shape == (1,)
+    assert run(classic_seeds, *short, "--directory", folder, "--resume", "--seeds", 3, 4) != 0
+    assert "seeds" in capsys.readouterr().err
 
 
 def test_without_matplotlib_a_recipe_says_what_to_install(tmp_path, monkeypatch, capsys):
