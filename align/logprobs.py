@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 256 * 2**20
 """Memory that the logits of one chunk may take, their copies in the float32 softmax included."""
+
+
+SHARE_BELOW, SECOND_FORWARD = 0.9, 64
+"""Prompts are forwarded once where at most this share of the tokens is left, a second forward counted as so many."""
 
 
 class TokenLogprobs(NamedTuple):
@@ -51,6 +56,10 @@ class Policy(nn.Module):
     def forward(self, input_ids: Tensor, action_mask: Tensor) -> TokenLogprobs:
         """Score the actions of right-padded rows. [B, T], [B, T] -> TokenLogprobs without entropy."""
         return token_logprobs(self.model, input_ids, None, action_mask, temperature=self.temperature)
+
+    def shares_prompts(self) -> bool:
+        """Return whether a prompt that several rows begin with is forwarded once, where that is less work."""
+        return _shortcuts(base_model(self.model)).cache
 
 
 @dataclass(frozen=True)
@@ -82,8 +91,9 @@ def token_logprobs(
 
         logprobs[b, t] = log softmax(logits[b, t-1] / temperature)[input_ids[b, t]]
 
-    The backbone runs once; only hidden states that predict an action go through the head, in chunks whose logits are
-    recomputed in the backward pass when they would not fit into `HEAD_BYTES` together. The gradient is exact.
+    A prompt that several rows begin with is forwarded once where that is less work and the model's cache allows it.
+    Only hidden states that predict an action go through the head, in chunks whose logits are recomputed in the
+    backward pass when they would not fit into `HEAD_BYTES` together. The gradient is exact.
 
     Args:
         model: any Hugging Face causal LM, or a PEFT model around one.
@@ -117,9 +127,13 @@ def token_logprobs(
     rows, columns = scored.nonzero(as_tuple=True)
 
     causal_lm = base_model(model)
-    hidden = _hidden_states(causal_lm, input_ids, attention_mask)[rows, columns]  # [N, H]
-    said = _head_logprobs(causal_lm, hidden, input_ids[rows, columns + 1], temperature, entropy)  # [N, 1 or 2]
-    if value_head is not None and not _HEAD_STANDS_ALONE[causal_lm]:
+    head, cache = _shortcuts(causal_lm)
+    prompts = SharedPrompts.of(input_ids, action_mask) if cache and attention_mask is None and len(rows) else None
+    if prompts and not pays(prompts.tokens, input_ids.numel()):
+        prompts = None
+    hidden = _hidden_states(causal_lm, head, input_ids, attention_mask, prompts, rows, columns)  # [N, H]
+    said = _head_logprobs(causal_lm, head, hidden, input_ids[rows, columns + 1], temperature, entropy)  # [N, 1 or 2]
+    if value_head is not None and not head:
         raise ValueError(f"{type(causal_lm).__name__}: gives no hidden states for a value head; use GRPO, or RLOO")
 
     def laid_out(flat: Tensor) -> Tensor:
@@ -153,12 +167,12 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def _head_logprobs(
-    model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
+    model: PreTrainedModel, head: bool, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
 ) -> Tensor:
     """Return log-probabilities, and entropies beside them, at N hidden states. [N, H], [N] -> [N, 1 or 2]"""
 
     def score(hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = _logits(model, hidden)
+        logits = _logits(model, hidden) if head else hidden
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         log_normaliser = logits.logsumexp(-1, keepdim=True)
         logprobs = logits.gather(-1, targets[:, None]) - log_normaliser
@@ -178,23 +192,8 @@ def _head_logprobs(
     return torch.cat([cast(Tensor, checkpoint(score, *rows, use_reentrant=False)) for rows in chunks])
 
 
-_HEAD_STANDS_ALONE: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
-
-
-def _hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Run the backbone; for a model whose head cannot be run alone, run all of it and return its logits."""
-    if model not in _HEAD_STANDS_ALONE:
-        _HEAD_STANDS_ALONE[model] = _head_stands_alone(model)
-    module = model.base_model if _HEAD_STANDS_ALONE[model] else model
-    positions = None if attention_mask is None else position_ids_of(attention_mask)
-    arguments = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
-    return module(**forward_arguments(module, **arguments))[0]
-
-
 def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Apply the head to hidden states, with the scale and the soft cap that the config names. [N, H] -> [N, V]"""
-    if not _HEAD_STANDS_ALONE[model]:
-        return hidden
     config = model.config.get_text_config()
     logits = cast(nn.Module, model.get_output_embeddings())(hidden)
     logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
@@ -202,29 +201,140 @@ def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
-@torch.no_grad()
-def _head_stands_alone(model: PreTrainedModel) -> bool:
-    """Try the two halves of a model against its own forward, once, so that an unknown kind of head is never guessed."""
-    ids = torch.arange(4, device=next(model.parameters()).device)[None] % _vocabulary(model)
-    devices = [ids.device] if ids.is_cuda else []
-    halves = None
-    with torch.random.fork_rng(devices):  # the same dropout in both
-        torch.manual_seed(0)
-        whole = model(**forward_arguments(model, input_ids=ids, use_cache=False))[0]
-        torch.manual_seed(0)
-        if model.get_output_embeddings() is not None and model.base_model is not model:
-            _HEAD_STANDS_ALONE[model] = True
-            hidden = model.base_model(**forward_arguments(model.base_model, input_ids=ids, use_cache=False))[0]
-            halves = _logits(model, hidden) if hidden.shape[:2] == ids.shape else None
-    if halves is not None and torch.allclose(halves.float(), whole.float(), rtol=1e-3, atol=1e-4):
-        return True
-    warnings.warn(
-        f"{type(model).__name__}: its head cannot be run apart from the model, so the logits of a whole "
-        "micro-batch are held in memory; lower tokens_per_micro_batch if that is too much.",
-        stacklevel=2,
-    )
-    return False
-
-
 def _vocabulary(model: PreTrainedModel) -> int:
     return model.config.get_text_config().vocab_size
+
+
+class SharedPrompts(NamedTuple):
+    """The U different prompts of B rows. A prompt is what stands before a row's first action, at least one token.
+
+    ids: left-padded without holes, since a sliding window counts the slots of a cache and not positions. [U, P]
+    mask: True at real tokens. [U, P]
+    numbers: which of the prompts a row begins with. [B]
+    lengths: of each row's prompt. [B]
+    rest: tokens from a row's first action to the one before its last. [B]
+    """
+
+    ids: Tensor
+    mask: Tensor
+    numbers: Tensor
+    lengths: Tensor
+    rest: Tensor
+
+    @classmethod
+    def of(cls, input_ids: Tensor, action_mask: Tensor) -> SharedPrompts:
+        """Find which rows begin alike; a row without actions is a prompt of one token. [B, T], [B, T]"""
+        slots, scored = torch.arange(input_ids.shape[1], device=input_ids.device), action_mask[:, 1:]
+        first, last = scored.int().argmax(dim=1), (scored * slots[:-1]).amax(dim=1)
+        alike, numbers = torch.where(slots <= first[:, None], input_ids, -1).unique(dim=0, return_inverse=True)
+        ids, mask = left_padded(alike, (alike >= 0).sum(dim=1))
+        return cls(ids, mask, numbers, first + 1, last - first)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are forwarded, padding included."""
+        return self.ids.numel() + len(self.numbers) * int(self.rest.max())
+
+
+def pays(shared: Any, plain: Any) -> Any:
+    """Return whether forwarding prompts once is less work, from the tokens that either way forwards."""
+    return shared + SECOND_FORWARD <= SHARE_BELOW * plain
+
+
+def left_padded(ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn right-padded rows into left-padded ones, without holes, and their attention mask. [B, T], [B]"""
+    width = int(lengths.max())
+    source = torch.arange(width, device=ids.device) - (width - lengths[:, None])
+    return ids.gather(1, source.clamp(min=0)), source >= 0
+
+
+def _hidden_states(
+    model: PreTrainedModel,
+    head: bool,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    prompts: SharedPrompts | None,
+    rows: Tensor,
+    columns: Tensor,
+) -> Tensor:
+    """Run the backbone, or for a model whose head cannot be run alone all of it, which gives its logits. -> [N, H]
+
+    With prompts, each is forwarded once and the rest of the rows against its cache, through which gradients flow.
+    """
+    module = model.base_model if head else model
+
+    def run(ids: Tensor, mask: Tensor | None, positions: Tensor | None, **cache: Any) -> Any:
+        arguments = dict(input_ids=ids, attention_mask=mask, position_ids=positions, **cache)
+        return module(**forward_arguments(module, **arguments))
+
+    if prompts is None:
+        positions = None if attention_mask is None else position_ids_of(attention_mask)
+        return run(input_ids, attention_mask, positions, use_cache=False)[0][rows, columns]
+    before = run(prompts.ids, prompts.mask, position_ids_of(prompts.mask), use_cache=True)
+    before.past_key_values.reorder_cache(prompts.numbers)  # a prompt may be taken any number of times
+    width = max(1, int(prompts.rest.max()))
+    positions = prompts.lengths[:, None] + torch.arange(width, device=input_ids.device)
+    ids = input_ids.gather(1, positions.clamp(max=input_ids.shape[1] - 1))
+    mask = F.pad(prompts.mask[prompts.numbers], (0, width), value=True)
+    after = run(ids, mask, positions, use_cache=True, past_key_values=before.past_key_values)
+    hidden = torch.cat([before[0][prompts.numbers, -1:], after[0]], dim=1)
+    return hidden[rows, columns + 1 - prompts.lengths[rows]]
+
+
+class _Shortcuts(NamedTuple):
+    """What a model allows: its head to be run alone, and a cached prompt to be continued by several rows."""
+
+    head: bool
+    cache: bool
+
+
+_SHORTCUTS: WeakKeyDictionary[PreTrainedModel, dict[bool, _Shortcuts]] = WeakKeyDictionary()
+
+
+def _shortcuts(model: PreTrainedModel) -> _Shortcuts:
+    """Try them out once, and say which a model does not allow; gradient checkpointing has no cache."""
+    checkpoints = any(getattr(part, "gradient_checkpointing", False) and part.training for part in model.modules())
+    known = _SHORTCUTS.setdefault(model, {})
+    if checkpoints not in known:
+        head = _allows(model, head=True, cache=False)
+        known[checkpoints] = _Shortcuts(head, not checkpoints and _allows(model, head=head, cache=True))
+        faults = {
+            "its head cannot be run alone, so the logits of a whole micro-batch are held in memory": not head,
+            "gradient checkpointing is on, so every row forwards its prompt": checkpoints,
+            "what follows a cached prompt is not exact (another kind of cache, or dropout), so every row forwards its "
+            "prompt": not (checkpoints or known[checkpoints].cache),
+        }
+        for fault in (fault for fault, there in faults.items() if there):
+            advice = "lower tokens_per_micro_batch if that is too much"
+            warnings.warn(f"{type(model).__name__}: {fault}; {advice}", stacklevel=3)
+    return known[checkpoints]
+
+
+@torch.no_grad()
+def _allows(model: PreTrainedModel, *, head: bool, cache: bool) -> bool:
+    """Compare shortcuts with the model's own forward, so that no unknown kind of head or cache is guessed."""
+    if head and (model.get_output_embeddings() is None or model.base_model is model):
+        return False
+    device = next(model.parameters()).device
+    ids = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, 5, 6], [7, 8, 9, 10, 11]], device=device) % _vocabulary(model)
+    mask = torch.arange(5, device=device) >= torch.tensor([[3], [3], [1]], device=device)
+    rows, columns = mask[:, 1:].nonzero(as_tuple=True)
+    with torch.random.fork_rng([device] if ids.is_cuda else []), torch.autocast(device.type, enabled=False):
+        torch.manual_seed(0)
+        whole = model(**forward_arguments(model, input_ids=ids, use_cache=cache))
+        if cache and not expandable(whole):
+            return False
+        torch.manual_seed(0)  # the same dropout in both
+        prompts = SharedPrompts.of(ids, mask) if cache else None
+        hidden = _hidden_states(model, head, ids, None, prompts, rows, columns)
+        expected, got = whole[0][rows, columns].float(), (_logits(model, hidden) if head else hidden).float()
+    rounding = max(1e-3, 10 * torch.finfo(hidden.dtype).eps)
+    return bool((got - expected).abs().max() <= rounding * expected.abs().max())
+
+
+def expandable(out: Any) -> bool:
+    """Return whether a model's output has a cache whose rows can be repeated, in layers known to be continued."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    layers = getattr(getattr(out, "past_key_values", None), "layers", [None])
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)

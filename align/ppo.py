@@ -210,7 +210,7 @@ class PPO:
             self.reference,
             rollouts.sequences,
             self.accelerator,
-            tokens_per_micro_batch=self.config.optimizer.tokens_per_micro_batch,
+            cut=self.trainer.cut,
             look_ahead=cut is not None,
         )
         action_mask = rollouts.sequences.action_mask & ~rollouts.rewards.isnan()[:, None]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from align.batch import Prompts, Rollouts, Sequences
 from align.config import SamplingConfig
 from align.decoding import PlainDecoder
-from align.logprobs import base_model, forward_arguments, position_ids_of
+from align.logprobs import base_model, expandable, forward_arguments, left_padded, position_ids_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -238,19 +238,12 @@ def _decoder(
     model: nn.Module, ids: list[list[int]], group_size: int, room: int, device: torch.device
 ) -> _CachedDecoder | PlainDecoder:
     """Forward the prompts once and expand their cache to the group; without such a cache, forward all every time."""
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    width = max(len(row) for row in ids)
-    # Left-padded: right-padded prompts continued through a cache are wrong once a sliding window is passed, because
-    # the window counts slots of the cache, not positions of the text.
-    padded = torch.tensor([[0] * (width - len(row)) + row for row in ids], device=device)
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in ids], device=device)
+    padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True)
+    padded, mask = left_padded(padded.to(device), torch.tensor([len(row) for row in ids], device=device))
     arguments = dict(input_ids=padded, attention_mask=mask, position_ids=position_ids_of(mask), logits_to_keep=1)
     out = model(**forward_arguments(base_model(model), **arguments, use_cache=True))
-    cache = getattr(out, "past_key_values", None)
-    layers = getattr(cache, "layers", [None])
-    if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
-        return _CachedDecoder(model, cache, out.logits[:, -1], mask, group_size, room)
+    if expandable(out):
+        return _CachedDecoder(model, out.past_key_values, out.logits[:, -1], mask, group_size, room)
     return PlainDecoder(model, ids, group_size, room, device)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from align.batch import Sequences
 from align.config import OptimizerConfig
-from align.logprobs import TokenLogprobs
+from align.logprobs import Policy, SharedPrompts, TokenLogprobs, pays
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -74,7 +74,7 @@ class Trainer:
         Raises:
             NonFiniteError: before the update, if the loss or a gradient is not finite.
         """
-        micro_batches = cut_by_tokens(sequences.lengths, self.config.tokens_per_micro_batch, together)
+        micro_batches = self.cut(sequences, together)
         totals: dict[str, Tensor] = {}
         for number, rows in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
@@ -111,6 +111,13 @@ class Trainer:
             loss, sums = torch.stack([each.sum() for each in said if each is not None]).sum(), {}
         self.accelerator.backward(loss * self.accelerator.num_processes)  # the gradients are averaged over processes
         return {"loss": loss.detach(), **sums}
+
+    def cut(self, sequences: Sequences, together: int = 1) -> list[Tensor]:
+        """Return the row numbers of each micro-batch: `cut_by_tokens` with tokens as the policy forwards them."""
+        ids, mask, policy = sequences.input_ids, sequences.action_mask, self.unwrapped
+        shares = bool(mask[:, 1:].any()) and isinstance(policy, Policy) and policy.shares_prompts()
+        prompts = SharedPrompts.of(ids, mask) if shares else None
+        return cut_by_tokens(sequences.lengths, self.config.tokens_per_micro_batch, together, prompts)
 
     def sum_over_processes(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Add up named scalars over all processes. A process may lack some of them."""
@@ -165,15 +172,19 @@ class Trainer:
         return self.optimizer.optimizer.state  # the AdamW inside Accelerate's wrapper
 
 
-def cut_by_tokens(lengths: Tensor, tokens: int, together: int = 1) -> list[Tensor]:
-    """Cut rows, longest first, into batches of at most `tokens` once padded; a longer row is a batch of its own.
+def cut_by_tokens(
+    lengths: Tensor, tokens: int, together: int = 1, prompts: SharedPrompts | None = None
+) -> list[Tensor]:
+    """Cut rows, longest first, into batches that forward at most `tokens`; a longer row is a batch of its own.
 
-    Longest first, so that a run that does not fit into memory fails at its first micro-batch.
+    Longest first, so that a run that does not fit into memory fails at its first micro-batch. Where prompts are
+    forwarded once, rows with the same prompt follow each other if that makes fewer tokens in all.
 
     Args:
         lengths: tokens of each row. [B]
         tokens: budget of one batch, padding included.
         together: rows n * together ... n * together + together - 1 stay together, in this order.
+        prompts: of the rows, if they are forwarded once.
 
     Returns:
         Row numbers of each batch; one empty batch if there are no rows.
@@ -183,15 +194,35 @@ def cut_by_tokens(lengths: Tensor, tokens: int, together: int = 1) -> list[Tenso
     >>> [rows.tolist() for rows in cut_by_tokens(torch.tensor([3, 2, 4, 9]), tokens=10, together=2)]
     [[2, 3], [0, 1]]
     """
-    longest = lengths.view(-1, together).amax(dim=1)
-    order = torch.argsort(longest, descending=True, stable=True)
-    batches, start = [], 0
-    while start < len(order):
-        count = max(1, tokens // (together * max(1, int(longest[order[start]]))))
-        units = order[start : start + count]
-        batches.append((units[:, None] * together + torch.arange(together)).flatten())
-        start += count
-    return batches or [order]
+    units, longest = torch.arange(len(lengths)).view(-1, together), lengths.view(-1, together).amax(dim=1)
+    orders = [longest.argsort(descending=True, stable=True)]
+    if prompts is not None:
+        numbers = prompts.numbers[units[:, 0]]
+        of_prompt = torch.zeros_like(lengths).scatter_reduce(0, numbers, longest, "amax")[numbers]
+        for key in (-numbers, of_prompt):  # stable, so what is sorted by last counts most
+            orders.append(orders[-1][key[orders[-1]].argsort(descending=True, stable=True)])
+    cuts = [_filled(units[order].flatten(), lengths, tokens, together, prompts) for order in (orders[0], orders[-1])]
+    return min(cuts, key=lambda cut: cut[0])[1]
+
+
+def _filled(
+    rows: Tensor, lengths: Tensor, budget: int, together: int, prompts: SharedPrompts | None
+) -> tuple[int, list[Tensor]]:
+    """Fill one batch after the other with rows as they come; return the tokens of all batches, and their rows."""
+    batches, total = [], 0
+    while len(rows):
+        counts = torch.arange(1, len(rows) + 1)
+        tokens = counts * lengths[rows].cummax(0).values  # of the first row, of the first two, ...
+        if prompts is not None:
+            changes = prompts.numbers[rows].diff(prepend=torch.tensor([-1])) != 0
+            shared = changes.cumsum(0) * prompts.lengths[rows].cummax(0).values
+            shared = shared + counts * prompts.rest[rows].cummax(0).values
+            tokens = torch.where(pays(shared, tokens), shared, tokens)
+        fitting = int((tokens <= budget)[together - 1 :: together].int().cumprod(0).sum())
+        count = max(1, fitting) * together
+        batches.append(rows[:count])
+        total, rows = total + int(tokens[count - 1]), rows[count:]
+    return total, batches or [rows]
 
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
