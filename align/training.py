@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from align.batch import Sequences
 from align.config import OptimizerConfig
 from align.logprobs import Policy, SharedPrompts, TokenLogprobs, pays
+from align.trained_state import load_trained_state, trained_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -138,38 +139,11 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Return copies of the trained parameters and of the optimizer's state, by parameter name."""
-        return {
-            "parameters": {name: _copy(p) for name, p in self._trained()},
-            "optimizer": {
-                name: {key: _copy(value) for key, value in self._optimizer_state[p].items()}
-                for name, p in self._trained()
-                if p in self._optimizer_state
-            },
-        }
+        return trained_state(self.unwrapped, self.optimizer.optimizer)  # the AdamW inside Accelerate's wrapper
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned; training goes on bit for bit."""
-        expected, got = {name for name, _ in self._trained()}, set(state["parameters"])
-        if expected != got:
-            raise ValueError(
-                f"the checkpoint is of another model: it lacks {sorted(expected - got)[:3]} and has "
-                f"{sorted(got - expected)[:3]}. Resume with the model and LoRA options that the run began with."
-            )
-        with torch.no_grad():
-            for name, p in self._trained():
-                p.copy_(state["parameters"][name])
-                if name in state["optimizer"]:
-                    # copies, because the optimizer goes on in place
-                    self._optimizer_state[p] = {
-                        key: value.to(p.device, copy=True) for key, value in state["optimizer"][name].items()
-                    }
-
-    def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in self.unwrapped.named_parameters() if p.requires_grad]
-
-    @property
-    def _optimizer_state(self) -> dict[Tensor, dict[str, Tensor]]:
-        return self.optimizer.optimizer.state  # the AdamW inside Accelerate's wrapper
+        load_trained_state(self.unwrapped, self.optimizer.optimizer, state)
 
 
 def cut_by_tokens(
@@ -238,7 +212,3 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     shape = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
     floor = config.final_fraction if config.schedule != "constant" else 0.0
     return config.learning_rate * (floor + (1 - floor) * shape[config.schedule])
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
