@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from align.logprobs import base_model, forward_arguments
+from align.logprobs import base_model, forward
 
 
 class PlainDecoder:
@@ -30,7 +30,7 @@ class PlainDecoder:
 
     def _forward(self) -> None:
         ids = self.ids[:, : int(self.lengths.max())]
-        logits = self.model(**forward_arguments(base_model(self.model), input_ids=ids, use_cache=False)).logits
+        logits = forward(self.model, ids, None, use_cache=False).logits
         self.logits = logits[torch.arange(len(ids)), self.lengths - 1]
 
     def keep(self, rows: Tensor) -> None:

@@ -7,7 +7,6 @@ t - 1. Entries that are not actions are 0.
 from __future__ import annotations
 
 import inspect
-import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -19,13 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from align.shortcuts import Shortcuts, tried_out
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Indices = tuple[Tensor, ...]
 HEAD_BYTES = 256 * 2**20
 """Memory that the logits of one chunk may take, their copies in the float32 softmax included."""
-
-
 SHARE_BELOW, SECOND_FORWARD = 0.9, 64
 """Prompts are forwarded once where at most this share of the tokens is left, a second forward counted as so many."""
 
@@ -57,9 +57,9 @@ class Policy(nn.Module):
         """Score the actions of right-padded rows. [B, T], [B, T] -> TokenLogprobs without entropy."""
         return token_logprobs(self.model, input_ids, None, action_mask, temperature=self.temperature)
 
-    def shares_prompts(self) -> bool:
-        """Return whether a prompt that several rows begin with is forwarded once, where that is less work."""
-        return _shortcuts(base_model(self.model)).cache
+    def shortcuts(self) -> Shortcuts:
+        """Return what the model allows, tried out when first asked for."""
+        return _shortcuts_of(base_model(self.model))
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,12 @@ def token_logprobs(
     rows, columns = scored.nonzero(as_tuple=True)
 
     causal_lm = base_model(model)
-    head, cache = _shortcuts(causal_lm)
+    head, cache = _shortcuts_of(causal_lm)
     prompts = SharedPrompts.of(input_ids, action_mask) if cache and attention_mask is None and len(rows) else None
     if prompts and not pays(prompts.tokens, input_ids.numel()):
         prompts = None
-    hidden = _hidden_states(causal_lm, head, input_ids, attention_mask, prompts, rows, columns)  # [N, H]
+    trunk = causal_lm.base_model if head else causal_lm
+    hidden = _hidden_states(trunk, input_ids, attention_mask, (rows, columns), prompts)  # [N, H]
     said = _head_logprobs(causal_lm, head, hidden, input_ids[rows, columns + 1], temperature, entropy)  # [N, 1 or 2]
     if value_head is not None and not head:
         raise ValueError(f"{type(causal_lm).__name__}: gives no hidden states for a value head; use GRPO, or RLOO")
@@ -143,14 +144,16 @@ def token_logprobs(
     return TokenLogprobs(laid_out(said[:, 0]), laid_out(said[:, 1]) if entropy else None, values)
 
 
-def position_ids_of(attention_mask: Tensor) -> Tensor:
-    """Return 0, 1, 2, ... along the real tokens of each row, and 0 at the padding before them. [B, T]"""
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+def forward(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, **more: Any) -> Any:
+    """Run a model, leaving out what its forward does not name: not every architecture has positions or a cache.
 
-
-def forward_arguments(module: nn.Module, **arguments: Any) -> dict[str, Any]:
-    """Keep the arguments that a module's forward names: not every architecture has positions or a cache."""
-    return {name: value for name, value in arguments.items() if name in _forward_names(type(module))}
+    attention_mask: True at real tokens, those in a cache among them; positions are counted along it. [B, S], S >= T
+    """
+    if attention_mask is not None and "position_ids" not in more:
+        more["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+    arguments = dict(input_ids=input_ids, attention_mask=attention_mask, **more)
+    names = _forward_names(type(base_model(model)))
+    return model(**{name: value for name, value in arguments.items() if name in names})
 
 
 @cache
@@ -183,7 +186,7 @@ def _head_logprobs(
         return torch.cat([logprobs, torch.special.entr(probs).sum(-1, keepdim=True)], dim=-1)
 
     copies = 5 if entropy else 3  # logits as they come, in float32, and the softmax of the backward pass
-    chunk = max(1, HEAD_BYTES // (4 * copies * _vocabulary(model)))
+    chunk = max(1, HEAD_BYTES // (4 * copies * model.config.get_text_config().vocab_size))
     if len(hidden) <= chunk:
         return score(hidden, targets)
     chunks = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
@@ -199,10 +202,6 @@ def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     return torch.tanh(logits / cap) * cap if cap else logits
-
-
-def _vocabulary(model: PreTrainedModel) -> int:
-    return model.config.get_text_config().vocab_size
 
 
 class SharedPrompts(NamedTuple):
@@ -249,87 +248,45 @@ def left_padded(ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _hidden_states(
-    model: PreTrainedModel,
-    head: bool,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    prompts: SharedPrompts | None,
-    rows: Tensor,
-    columns: Tensor,
+    trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, where: Indices, prompts: SharedPrompts | None
 ) -> Tensor:
-    """Run the backbone, or for a model whose head cannot be run alone all of it, which gives its logits. -> [N, H]
+    """Run whole rows, or each prompt once and the rest of the rows against its cache, through which gradients flow.
 
-    With prompts, each is forwarded once and the rest of the rows against its cache, through which gradients flow.
+    Returns the hidden states at N places, or the logits if the trunk is a whole model. [N, H]
     """
-    module = model.base_model if head else model
-
-    def run(ids: Tensor, mask: Tensor | None, positions: Tensor | None, **cache: Any) -> Any:
-        arguments = dict(input_ids=ids, attention_mask=mask, position_ids=positions, **cache)
-        return module(**forward_arguments(module, **arguments))
-
     if prompts is None:
-        positions = None if attention_mask is None else position_ids_of(attention_mask)
-        return run(input_ids, attention_mask, positions, use_cache=False)[0][rows, columns]
-    before = run(prompts.ids, prompts.mask, position_ids_of(prompts.mask), use_cache=True)
+        return forward(trunk, input_ids, attention_mask, use_cache=False)[0][where]
+    before = forward(trunk, prompts.ids, prompts.mask, use_cache=True)
     before.past_key_values.reorder_cache(prompts.numbers)  # a prompt may be taken any number of times
     width = max(1, int(prompts.rest.max()))
-    positions = prompts.lengths[:, None] + torch.arange(width, device=input_ids.device)
-    ids = input_ids.gather(1, positions.clamp(max=input_ids.shape[1] - 1))
+    places = prompts.lengths[:, None] + torch.arange(width, device=input_ids.device)
+    ids = input_ids.gather(1, places.clamp(max=input_ids.shape[1] - 1))
     mask = F.pad(prompts.mask[prompts.numbers], (0, width), value=True)
-    after = run(ids, mask, positions, use_cache=True, past_key_values=before.past_key_values)
+    after = forward(trunk, ids, mask, use_cache=True, past_key_values=before.past_key_values)
     hidden = torch.cat([before[0][prompts.numbers, -1:], after[0]], dim=1)
+    rows, columns = where
     return hidden[rows, columns + 1 - prompts.lengths[rows]]
 
 
-class _Shortcuts(NamedTuple):
-    """What a model allows: its head to be run alone, and a cached prompt to be continued by several rows."""
-
-    head: bool
-    cache: bool
+SHORTCUTS: WeakKeyDictionary[PreTrainedModel, dict[bool, Shortcuts]] = WeakKeyDictionary()
+"""What was found out, without gradient checkpointing and with it; a copy of a model may share it."""
 
 
-_SHORTCUTS: WeakKeyDictionary[PreTrainedModel, dict[bool, _Shortcuts]] = WeakKeyDictionary()
-
-
-def _shortcuts(model: PreTrainedModel) -> _Shortcuts:
-    """Try them out once, and say which a model does not allow; gradient checkpointing has no cache."""
+def _shortcuts_of(model: PreTrainedModel) -> Shortcuts:
     checkpoints = any(getattr(part, "gradient_checkpointing", False) and part.training for part in model.modules())
-    known = _SHORTCUTS.setdefault(model, {})
+    known = SHORTCUTS.setdefault(model, {})
+
+    def logits_of(shortcuts: Shortcuts, ids: Tensor, action_mask: Tensor) -> Tensor | None:
+        if shortcuts.cache and not expandable(forward(model, ids, None, use_cache=True)):
+            return None
+        trunk, where = model.base_model if shortcuts.head else model, action_mask[:, 1:].nonzero(as_tuple=True)
+        prompts = SharedPrompts.of(ids, action_mask) if shortcuts.cache else None
+        hidden = _hidden_states(trunk, ids, None, where, prompts)
+        return _logits(model, hidden) if shortcuts.head else hidden
+
     if checkpoints not in known:
-        head = _allows(model, head=True, cache=False)
-        known[checkpoints] = _Shortcuts(head, not checkpoints and _allows(model, head=head, cache=True))
-        faults = {
-            "its head cannot be run alone, so the logits of a whole micro-batch are held in memory": not head,
-            "gradient checkpointing is on, so every row forwards its prompt": checkpoints,
-            "what follows a cached prompt is not exact (another kind of cache, or dropout), so every row forwards its "
-            "prompt": not (checkpoints or known[checkpoints].cache),
-        }
-        for fault in (fault for fault, there in faults.items() if there):
-            advice = "lower tokens_per_micro_batch if that is too much"
-            warnings.warn(f"{type(model).__name__}: {fault}; {advice}", stacklevel=3)
+        known[checkpoints] = tried_out(model, logits_of, checkpoints=checkpoints)
     return known[checkpoints]
-
-
-@torch.no_grad()
-def _allows(model: PreTrainedModel, *, head: bool, cache: bool) -> bool:
-    """Compare shortcuts with the model's own forward, so that no unknown kind of head or cache is guessed."""
-    if head and (model.get_output_embeddings() is None or model.base_model is model):
-        return False
-    device = next(model.parameters()).device
-    ids = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, 5, 6], [7, 8, 9, 10, 11]], device=device) % _vocabulary(model)
-    mask = torch.arange(5, device=device) >= torch.tensor([[3], [3], [1]], device=device)
-    rows, columns = mask[:, 1:].nonzero(as_tuple=True)
-    with torch.random.fork_rng([device] if ids.is_cuda else []), torch.autocast(device.type, enabled=False):
-        torch.manual_seed(0)
-        whole = model(**forward_arguments(model, input_ids=ids, use_cache=cache))
-        if cache and not expandable(whole):
-            return False
-        torch.manual_seed(0)  # the same dropout in both
-        prompts = SharedPrompts.of(ids, mask) if cache else None
-        hidden = _hidden_states(model, head, ids, None, prompts, rows, columns)
-        expected, got = whole[0][rows, columns].float(), (_logits(model, hidden) if head else hidden).float()
-    rounding = max(1e-3, 10 * torch.finfo(hidden.dtype).eps)
-    return bool((got - expected).abs().max() <= rounding * expected.abs().max())
 
 
 def expandable(out: Any) -> bool:

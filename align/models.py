@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from align.logprobs import FrozenPolicy, Policy, base_model
+from align.logprobs import SHORTCUTS, FrozenPolicy, Policy, base_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -123,6 +123,8 @@ def reference_of(policy: Policy) -> Reference:
     """
     shared = hasattr(policy.model, "disable_adapter") and _adapters_change_nothing(policy.model)
     model = policy.model if shared else copy.deepcopy(policy.model).requires_grad_(False)
+    if not shared:  # what the original allows, its copy does
+        SHORTCUTS[base_model(model)] = SHORTCUTS.setdefault(base_model(policy.model), {})
     return FrozenPolicy(Policy(model, temperature=policy.temperature), without_adapters=shared)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from align.batch import Prompts, Rollouts, Sequences
 from align.config import SamplingConfig
 from align.decoding import PlainDecoder
-from align.logprobs import base_model, expandable, forward_arguments, left_padded, position_ids_of
+from align.logprobs import expandable, forward, left_padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -240,8 +240,7 @@ def _decoder(
     """Forward the prompts once and expand their cache to the group; without such a cache, forward all every time."""
     padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True)
     padded, mask = left_padded(padded.to(device), torch.tensor([len(row) for row in ids], device=device))
-    arguments = dict(input_ids=padded, attention_mask=mask, position_ids=position_ids_of(mask), logits_to_keep=1)
-    out = model(**forward_arguments(base_model(model), **arguments, use_cache=True))
+    out = forward(model, padded, mask, logits_to_keep=1, use_cache=True)
     if expandable(out):
         return _CachedDecoder(model, out.past_key_values, out.logits[:, -1], mask, group_size, room)
     return PlainDecoder(model, ids, group_size, room, device)
@@ -265,12 +264,7 @@ class _CachedDecoder:
 
     def append(self, tokens: Tensor) -> None:
         self.filled += 1
-        arguments = dict(
-            input_ids=tokens[:, None],
-            attention_mask=self.mask[:, : self.filled] if self.padded else None,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.logits = self.model(**forward_arguments(base_model(self.model), **arguments)).logits[:, -1]
+        mask = self.mask[:, : self.filled] if self.padded else None
+        more = dict(position_ids=self.positions, past_key_values=self.cache, use_cache=True)
+        self.logits = forward(self.model, tokens[:, None], mask, **more).logits[:, -1]
         self.positions = self.positions + 1

@@ -59,6 +59,8 @@ class Trainer:
         self.total_steps = total_steps
         self.policy, self.optimizer = accelerator.prepare(policy, optimizer)
         self.unwrapped: Any = accelerator.unwrap_model(self.policy)
+        if isinstance(self.unwrapped, Policy):
+            self.unwrapped.shortcuts()  # tried out here, so that what a model does not allow is said before any step
 
     def step(self, sequences: Sequences, loss_of: Loss, *, step: int, together: int = 1) -> dict[str, float]:
         """Take one optimizer step on the rows of this process, of which there may be none.
@@ -116,7 +118,7 @@ class Trainer:
     def cut(self, sequences: Sequences, together: int = 1) -> list[Tensor]:
         """Return the row numbers of each micro-batch: `cut_by_tokens` with tokens as the policy forwards them."""
         ids, mask, policy = sequences.input_ids, sequences.action_mask, self.unwrapped
-        shares = bool(mask[:, 1:].any()) and isinstance(policy, Policy) and policy.shares_prompts()
+        shares = bool(mask[:, 1:].any()) and isinstance(policy, Policy) and policy.shortcuts().cache
         prompts = SharedPrompts.of(ids, mask) if shares else None
         return cut_by_tokens(sequences.lengths, self.config.tokens_per_micro_batch, together, prompts)
 
@@ -168,15 +170,14 @@ def cut_by_tokens(
     >>> [rows.tolist() for rows in cut_by_tokens(torch.tensor([3, 2, 4, 9]), tokens=10, together=2)]
     [[2, 3], [0, 1]]
     """
-    units, longest = torch.arange(len(lengths)).view(-1, together), lengths.view(-1, together).amax(dim=1)
-    orders = [longest.argsort(descending=True, stable=True)]
+    by_length = lengths.view(-1, together).amax(dim=1).argsort(descending=True, stable=True)
+    orders = [by_length]
     if prompts is not None:
-        numbers = prompts.numbers[units[:, 0]]
-        of_prompt = torch.zeros_like(lengths).scatter_reduce(0, numbers, longest, "amax")[numbers]
-        for key in (-numbers, of_prompt):  # stable, so what is sorted by last counts most
-            orders.append(orders[-1][key[orders[-1]].argsort(descending=True, stable=True)])
-    cuts = [_filled(units[order].flatten(), lengths, tokens, together, prompts) for order in (orders[0], orders[-1])]
-    return min(cuts, key=lambda cut: cut[0])[1]
+        numbers = prompts.numbers[by_length * together].tolist()
+        places = {number: place for place, number in enumerate(dict.fromkeys(numbers))}
+        orders.append(by_length[torch.tensor([places[number] for number in numbers]).argsort(stable=True)])
+    rows = [(order[:, None] * together + torch.arange(together)).flatten() for order in orders]
+    return min((_filled(each, lengths, tokens, together, prompts) for each in rows), key=lambda cut: cut[0])[1]
 
 
 def _filled(

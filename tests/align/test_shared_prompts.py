@@ -67,7 +67,7 @@ def test_values_and_gradients_are_those_of_whole_rows_on_every_architecture(kind
     disable_dropout(policy.model)
     torch.nn.init.normal_(policy.value_head.weight)
     weights = torch.linspace(-1, 1, sequences.input_ids.numel()).view(sequences.input_ids.shape)
-    assert policy.shares_prompts()
+    assert policy.shortcuts().cache
     tokens = forwarded(policy.model.base_model)
 
     def result(pay: bool):
@@ -142,7 +142,7 @@ def test_completions_of_one_token_and_rows_without_any_action_have_gradients(res
 def test_prompts_are_shared_where_it_pays_and_nowhere_else():
     model = tiny_model(max_position_embeddings=512)
     policy = Policy(model)
-    assert policy.shares_prompts()
+    assert policy.shortcuts().cache
     tokens = forwarded(model.base_model)
 
     def ran(groups: int, size: int, prompt: int, rest: int) -> list[int]:
