@@ -189,9 +189,7 @@ def _filled(
         counts = torch.arange(1, len(rows) + 1)
         tokens = counts * lengths[rows].cummax(0).values  # of the first row, of the first two, ...
         if prompts is not None:
-            changes = prompts.numbers[rows].diff(prepend=torch.tensor([-1])) != 0
-            shared = changes.cumsum(0) * prompts.lengths[rows].cummax(0).values
-            shared = shared + counts * prompts.rest[rows].cummax(0).values
+            shared = prompts.tokens(rows)
             tokens = torch.where(pays(shared, tokens), shared, tokens)
         fitting = int((tokens <= budget)[together - 1 :: together].int().cumprod(0).sum())
         count = max(1, fitting) * together

@@ -124,6 +124,20 @@ def test_chunks_of_the_head_and_shared_prompts_combine(share, monkeypatch):
     assert_close(result(), plain, rtol=1e-5, atol=1e-5)  # the model's normalisation is float32
 
 
+def test_no_row_goes_on_past_the_positions_that_a_model_has(share):
+    """Where the longest prompt and the longest rest are of different rows, both together are longer than any row."""
+    ids, lengths = torch.randint(0, 61, (4, 30)), torch.tensor([25, 25, 3, 3])
+    ids[1, :25], ids[3, :3] = ids[0, :25], ids[2, :3]
+    slots, model = torch.arange(30), tiny_model("gpt2", n_positions=30, max_position_embeddings=30)
+    mask = (slots >= lengths[:, None]) & (slots < torch.tensor([27, 28, 30, 29])[:, None])
+    disable_dropout(model)
+    results = []
+    for pay in (True, False):
+        share(pay)
+        results.append(token_logprobs(model, ids, None, mask).logprobs)
+    assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("rest", [1, 2])
 def test_completions_of_one_token_and_rows_without_any_action_have_gradients(rest, share):
     model = tiny_model()
@@ -213,13 +227,21 @@ def test_rows_of_one_prompt_stay_together_in_micro_batches_and_count_as_they_are
     lengths = torch.full((16,), 140)
     ids = torch.cat([ids, torch.randint(0, 61, (16, 40))], dim=1)
     mask = torch.arange(140).expand(16, 140) >= 100
-    prompts = SharedPrompts.of(ids, mask)
-    cut = cut_by_tokens(lengths, 2 * (100 + 4 * 39), prompts=prompts)
+    budget = 2 * (100 + 4 * (39 + 100 // 8))  # two prompts, the rest of four rows each, and an eighth of their caches
+    cut = cut_by_tokens(lengths, budget, prompts=SharedPrompts.of(ids, mask))
     assert [len(rows) for rows in cut] == [8, 8]
     assert all(len({row % 4 for row in rows.tolist()}) == 2 for rows in cut)
     for rows in cut:
-        assert SharedPrompts.of(ids[rows], mask[rows]).tokens == 2 * (100 + 4 * 39)
-    assert [len(rows) for rows in cut_by_tokens(lengths, 2 * (100 + 4 * 39))] == [3, 3, 3, 3, 3, 1]
+        prompts = SharedPrompts.of(ids[rows], mask[rows])
+        assert prompts.tokens(prompts.numbers.argsort())[-1] == budget
+    assert [len(rows) for rows in cut_by_tokens(lengths, budget)] == [4, 4, 4, 4]
+
+
+def test_a_prompt_that_many_rows_share_is_not_cached_for_more_rows_than_the_budget_has_room_for():
+    ids = torch.randint(0, 61, (1, 400)).expand(64, 400)
+    lengths, mask = torch.full((64,), 402), torch.arange(402).expand(64, 402) >= 400
+    cut = cut_by_tokens(lengths, 1000, prompts=SharedPrompts.of(torch.cat([ids, ids[:, :2]], dim=1), mask))
+    assert {len(rows) for rows in cut[:-1]} == {(1000 - 400) // (1 + 400 // 8)}
 
 
 def test_rows_are_sorted_by_length_where_padding_would_cost_more_than_prompts():
@@ -236,7 +258,7 @@ def test_rows_are_sorted_by_length_where_padding_would_cost_more_than_prompts():
 def test_pairs_stay_together_whatever_they_share():
     ids = torch.randint(0, 61, (6, 100)).repeat_interleave(2, dim=0)
     mask = torch.arange(100).expand(12, 100) >= 80
-    cut = cut_by_tokens(torch.full((12,), 100), 260, together=2, prompts=SharedPrompts.of(ids, mask))
+    cut = cut_by_tokens(torch.full((12,), 100), 280, together=2, prompts=SharedPrompts.of(ids, mask))
     assert sorted(torch.cat(cut).tolist()) == list(range(12))
     assert all(len(rows) == 4 and (rows[1::2] == rows[::2] + 1).all() for rows in cut)
 
