@@ -9,16 +9,18 @@ import warnings
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
 from torch.testing import assert_close
 
 from align import logprobs
 from align.batch import Sequences
+from align.config import OptimizerConfig
 from align.critic import ActorCritic
 from align.logprobs import FrozenPolicy, Policy, SharedPrompts, token_logprobs
-from align.models import add_lora, disable_dropout
-from align.training import cut_by_tokens
+from align.models import add_lora, disable_dropout, reference_of
+from align.training import Trainer, cut_by_tokens
 from tests.models import ARCHITECTURES, tiny_model
-from tests.small_runs import small_grpo
+from tests.small_runs import small_grpo, small_policy
 
 
 @pytest.fixture
@@ -220,6 +222,18 @@ def test_gradient_checkpointing_forwards_whole_rows_and_says_so_once_and_is_shar
     assert tokens == [310]
     token_logprobs(model.eval(), sequences.input_ids, None, sequences.action_mask)
     assert tokens[1:] == [5 * 20, 10 * 16]
+
+
+def test_what_a_model_does_not_allow_is_said_when_the_trainer_is_made_and_never_again_even_of_its_copy():
+    policy, _ = small_policy()
+    policy.model.train().gradient_checkpointing_enable()
+    reference, sequences = reference_of(policy), groups()
+    with pytest.warns(UserWarning, match="gradient checkpointing is on"):
+        trainer = Trainer(policy, OptimizerConfig(), Accelerator(cpu=True), total_steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        plain = trainer.policy(sequences.input_ids, sequences.action_mask).logprobs
+        assert_close(reference(sequences.input_ids, sequences.action_mask), plain)
 
 
 def test_rows_of_one_prompt_stay_together_in_micro_batches_and_count_as_they_are_forwarded():
