@@ -22,7 +22,6 @@ from align.shortcuts import Shortcuts, tried_out
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Indices = tuple[Tensor, ...]
 HEAD_BYTES = 256 * 2**20
 """Memory that the logits of one chunk may take, their copies in the float32 softmax included."""
 SHARE_BELOW, SECOND_FORWARD = 0.9, 64
@@ -122,18 +121,21 @@ def token_logprobs(
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
 
-    scored = action_mask[:, 1:].bool()
-    if attention_mask is not None:
-        scored = scored & attention_mask[:, 1:].bool() & attention_mask[:, :-1].bool()
-    rows, columns = scored.nonzero(as_tuple=True)
+    if attention_mask is not None:  # real tokens first: not every architecture is deaf to padding before them
+        order = attention_mask.int().argsort(dim=1, descending=True, stable=True)
+        actions = action_mask.bool() & attention_mask.bool() & attention_mask.roll(1, dims=1).bool()
+        options: Any = {"temperature": temperature, "entropy": entropy, "value_head": value_head}
+        said = token_logprobs(model, input_ids.gather(1, order), None, actions.gather(1, order), **options)
+        return TokenLogprobs(*(x if x is None else torch.zeros_like(x).scatter(1, order, x) for x in said))
 
+    rows, columns = action_mask[:, 1:].bool().nonzero(as_tuple=True)
     causal_lm = base_model(model)
     head, cache = _shortcuts_of(causal_lm)
-    prompts = SharedPrompts.of(input_ids, action_mask) if cache and attention_mask is None and len(rows) else None
+    prompts = SharedPrompts.of(input_ids, action_mask) if cache and len(rows) else None
     if prompts and not pays(prompts.tokens(prompts.numbers.argsort())[-1], input_ids.numel()):
         prompts = None
     trunk = causal_lm.base_model if head else causal_lm
-    hidden = _hidden_states(trunk, input_ids, attention_mask, (rows, columns), prompts)  # [N, H]
+    hidden = _hidden_states(trunk, input_ids, (rows, columns), prompts)  # [N, H]
     said = _head_logprobs(causal_lm, head, hidden, input_ids[rows, columns + 1], temperature, entropy)  # [N, 1 or 2]
     if value_head is not None and not head:
         raise ValueError(f"{type(causal_lm).__name__}: gives no hidden states for a value head; use GRPO, or RLOO")
@@ -250,14 +252,14 @@ def left_padded(ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _hidden_states(
-    trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, where: Indices, prompts: SharedPrompts | None
+    trunk: nn.Module, input_ids: Tensor, where: tuple[Tensor, ...], prompts: SharedPrompts | None
 ) -> Tensor:
     """Run whole rows, or each prompt once and the rest of the rows against its cache, through which gradients flow.
 
     Returns the hidden states at N places, or the logits if the trunk is a whole model. [N, H]
     """
     if prompts is None:
-        return forward(trunk, input_ids, attention_mask, use_cache=False)[0][where]
+        return forward(trunk, input_ids, None, use_cache=False)[0][where]
     before = forward(trunk, prompts.ids, prompts.mask, use_cache=True)
     before.past_key_values.reorder_cache(prompts.numbers)  # a prompt may be taken any number of times
     slots = torch.arange(max(1, int(prompts.rest.max())), device=input_ids.device)
@@ -283,7 +285,7 @@ def _shortcuts_of(model: PreTrainedModel) -> Shortcuts:
             return None
         trunk, where = model.base_model if shortcuts.head else model, action_mask[:, 1:].nonzero(as_tuple=True)
         prompts = SharedPrompts.of(ids, action_mask) if shortcuts.cache else None
-        hidden = _hidden_states(trunk, ids, None, where, prompts)
+        hidden = _hidden_states(trunk, ids, where, prompts)
         return _logits(model, hidden) if shortcuts.head else hidden
 
     if checkpoints not in known:
