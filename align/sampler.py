@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from align.batch import Prompts, Rollouts, Sequences
 from align.config import SamplingConfig
-from align.decoding import PlainDecoder
+from align.decoding import PlainDecoder, continues
 from align.logprobs import base_model, forward_arguments, position_ids_of
 
 if TYPE_CHECKING:
@@ -247,9 +247,10 @@ def _decoder(
     mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in ids], device=device)
     arguments = dict(input_ids=padded, attention_mask=mask, position_ids=position_ids_of(mask), logits_to_keep=1)
     out = model(**forward_arguments(base_model(model), **arguments, use_cache=True))
-    cache = getattr(out, "past_key_values", None)
+    cache = getattr(out, "past_key_values", None) or getattr(out, "cache_params", None)
     layers = getattr(cache, "layers", [None])
-    if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+    expandable = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    if expandable or continues(model, layers, _decoder):
         return _CachedDecoder(model, cache, out.logits[:, -1], mask, group_size, room)
     return PlainDecoder(model, ids, group_size, room, device)
 
@@ -259,15 +260,16 @@ class _CachedDecoder:
 
     def __init__(self, model: nn.Module, cache: Any, logits: Tensor, mask: Tensor, group_size: int, room: int) -> None:
         self.model, self.cache = model, cache
-        cache.batch_repeat_interleave(group_size)
+        cache.reorder_cache(torch.arange(len(mask), device=mask.device).repeat_interleave(group_size))
         self.logits = logits.repeat_interleave(group_size, dim=0)  # [R, V]
         self.filled = mask.shape[1]
         self.mask = F.pad(mask, (0, room), value=True).repeat_interleave(group_size, dim=0)  # [R, width + room]
         self.positions = mask.sum(-1).repeat_interleave(group_size, dim=0)[:, None]  # of the next token, [R, 1]
-        self.padded = not bool(mask.all())
+        # a state has taken its padding in, and a mask that is longer than what is new would be laid over it wrongly
+        self.padded = not bool(mask.all()) and any(hasattr(layer, "keys") for layer in cache.layers)
 
     def keep(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
+        self.cache.reorder_cache(rows)
         self.mask, self.positions = self.mask[rows], self.positions[rows]
 
     def append(self, tokens: Tensor) -> None:
@@ -277,6 +279,7 @@ class _CachedDecoder:
             attention_mask=self.mask[:, : self.filled] if self.padded else None,
             position_ids=self.positions,
             past_key_values=self.cache,
+            cache_params=self.cache,
             use_cache=True,
         )
         self.logits = self.model(**forward_arguments(base_model(self.model), **arguments)).logits[:, -1]
