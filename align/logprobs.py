@@ -111,13 +111,16 @@ def token_logprobs(
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
 
-    scored = action_mask[:, 1:].bool()
-    if attention_mask is not None:
-        scored = scored & attention_mask[:, 1:].bool() & attention_mask[:, :-1].bool()
-    rows, columns = scored.nonzero(as_tuple=True)
+    if attention_mask is not None:  # real tokens first: not every architecture is deaf to padding before them
+        order = attention_mask.int().argsort(dim=1, descending=True, stable=True)
+        actions = action_mask.bool() & attention_mask.bool() & attention_mask.roll(1, dims=1).bool()
+        options: Any = {"temperature": temperature, "entropy": entropy, "value_head": value_head}
+        said = token_logprobs(model, input_ids.gather(1, order), None, actions.gather(1, order), **options)
+        return TokenLogprobs(*(each if each is None else torch.zeros_like(each).scatter(1, order, each) for each in said))
 
+    rows, columns = action_mask[:, 1:].bool().nonzero(as_tuple=True)
     causal_lm = base_model(model)
-    hidden = _hidden_states(causal_lm, input_ids, attention_mask)[rows, columns]  # [N, H]
+    hidden = _hidden_states(causal_lm, input_ids)[rows, columns]  # [N, H]
     said = _head_logprobs(causal_lm, hidden, input_ids[rows, columns + 1], temperature, entropy)  # [N, 1 or 2]
     if value_head is not None and not _HEAD_STANDS_ALONE[causal_lm]:
         raise ValueError(f"{type(causal_lm).__name__}: gives no hidden states for a value head; use GRPO, or RLOO")
@@ -181,14 +184,12 @@ def _head_logprobs(
 _HEAD_STANDS_ALONE: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
-def _hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+def _hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """Run the backbone; for a model whose head cannot be run alone, run all of it and return its logits."""
     if model not in _HEAD_STANDS_ALONE:
         _HEAD_STANDS_ALONE[model] = _head_stands_alone(model)
     module = model.base_model if _HEAD_STANDS_ALONE[model] else model
-    positions = None if attention_mask is None else position_ids_of(attention_mask)
-    arguments = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
-    return module(**forward_arguments(module, **arguments))[0]
+    return module(**forward_arguments(module, input_ids=input_ids, use_cache=False))[0]
 
 
 def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
