@@ -12,7 +12,7 @@ from align import logprobs
 from align.batch import Sequences
 from align.logprobs import Policy, token_logprobs
 from align.models import disable_dropout
-from tests.models import ARCHITECTURES, tiny_model
+from tests.models import EVERY, STATE_SPACE, WITHOUT_CACHE, stirred_model, tiny_model
 
 
 def batch(seed: int = 0) -> Sequences:
@@ -35,9 +35,9 @@ def softmax_by_hand(model, sequences: Sequences, temperature: float = 1.0):
     return logprobs, entropy
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("kind", EVERY)
 def test_logprobs_and_entropy_are_those_of_a_plain_softmax_over_each_row_alone(kind):
-    model, sequences = tiny_model(kind), batch()
+    model, sequences = stirred_model(kind), batch()
     model.eval()
     expected = softmax_by_hand(model, sequences, temperature=0.7)
     got = token_logprobs(
@@ -49,9 +49,9 @@ def test_logprobs_and_entropy_are_those_of_a_plain_softmax_over_each_row_alone(k
     assert_close(without_mask.logprobs, expected[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2", "opt"])
-def test_padding_on_the_left_changes_nothing_not_even_beyond_a_sliding_window(kind):
-    model, sequences = tiny_model(kind).eval(), batch()
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2", "opt", *STATE_SPACE, *WITHOUT_CACHE])
+def test_padding_on_the_left_changes_nothing_not_even_beyond_a_sliding_window_or_in_a_state(kind):
+    model, sequences = stirred_model(kind).eval(), batch()
     right = token_logprobs(model, sequences.input_ids, sequences.attention_mask, sequences.action_mask).logprobs
     shifts = (sequences.input_ids.shape[1] - sequences.lengths).tolist()
 
