@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from align.critic import ActorCritic
 
+CHANCES = ("dropout", "layerdrop", "pdrop")
+"""Parts of the names of what makes a forward random in train mode."""
+JITTER = ("jitter_noise", "input_jitter_noise", "moe_jitter_eps")
+"""Names of the same in mixtures of experts; `router_jitter_noise` is left alone, since PhiMoE routes by it always."""
 VALUE_HEAD_FILE = "value_head.safetensors"
 
 Reference = Callable[[Tensor, Tensor], Tensor]
@@ -64,16 +68,18 @@ def check_model_folder(path: str | Path) -> Path:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability of a model to 0: layers, attention's functional ones and LoRA's.
+    """Set every dropout probability of a model to 0: layers, attention's functional ones, LoRA's, routers' noise.
 
-    The modules stay in train mode, because `eval()` would silently switch gradient checkpointing off.
+    The modules stay in train mode, because `eval()` would silently switch gradient checkpointing off. Some read
+    their probabilities from the config, so those there become 0 too.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for name, value in vars(module).items():
-            if ("dropout" in name or "layerdrop" in name) and isinstance(value, float):
-                setattr(module, name, 0.0)
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in vars(holder).items() if holder is not None else ():
+                if isinstance(value, float) and (name in JITTER or any(word in name for word in CHANCES)):
+                    setattr(holder, name, 0.0)
 
 
 def match_sampling(policy: nn.Module, *, sampler: float, config: float) -> None:
@@ -105,13 +111,32 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
 def add_lora(model: nn.Module, *, rank: int = 16, alpha: int = 32, target_modules: str = "all-linear") -> nn.Module:
     """Freeze a model and put trainable low-rank adapters on its linear layers; a reward model's head is trained whole.
 
+    Left out are layers at which adapters would go unheard, and what is no linear layer: a mixture's experts.
+
     Source: Hu et al. 2021 (arXiv:2106.09685).
     """
     from peft import LoraConfig, get_peft_model
 
     task = "SEQ_CLS" if type(model).__name__.endswith("ForSequenceClassification") else "CAUSAL_LM"
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=target_modules, task_type=task)
+    settings: dict[str, Any] = {"target_modules": target_modules, "exclude_modules": _deaf_layers(model) or None}
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, task_type=task, **settings)
     return get_peft_model(cast(Any, model), config)
+
+
+def _deaf_layers(model: nn.Module) -> list[str]:
+    """Return the linear layers that are not called as such.
+
+    The mixers of Mamba and its kin hand the weights of three of their projections to a scan; a router that is a kind of
+    linear layer returns more than a product.
+    """
+    mixers = {name for name, module in model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")}
+    deaf = []
+    for name, module in model.named_modules():
+        parent, _, own = name.rpartition(".")
+        scanned = parent in mixers and own in ("x_proj", "dt_proj", "out_proj")
+        if scanned or (isinstance(module, nn.Linear) and type(module).__name__.endswith("Router")):
+            deaf.append(name)
+    return deaf
 
 
 def reference_of(policy: Policy) -> Reference:

@@ -35,6 +35,9 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "n_inner": 48}),
     "gpt_neox": ("GPTNeoXConfig", {"rotary_pct": 0.5}),
     "opt": ("OPTConfig", {"ffn_dim": 48, "word_embed_proj_dim": 16}),
+    "falcon": ("FalconConfig", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4}),
+    "cohere": ("CohereConfig", {"logit_scale": 0.25}),
     "granite": ("GraniteConfig", {"logits_scaling": 3.0}),
 }  # fmt: skip
 """Those whose cached prompts can be expanded to a group, with a head that runs alone: the fast way of everything."""
@@ -44,17 +47,18 @@ STATE_SPACE: dict[str, tuple[str, dict]] = {
     "jamba": ("JambaConfig", {"mamba_d_state": 4, "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1,
                               "num_experts": 2}),
     "bamba": ("BambaConfig", {"attn_layer_indices": [1], **MAMBA}),
-    "falcon_h1": ("FalconH1Config", {**MAMBA, "mamba_n_heads": 4, "mamba_d_ssm": 32}),
+    "falcon_h1": ("FalconH1Config", {**MAMBA, "mamba_n_heads": 4, "mamba_d_ssm": 32, "lm_head_multiplier": 0.25}),
     "lfm2": ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
     "qwen3_next": ("Qwen3NextConfig", {"head_dim": 8, "shared_expert_intermediate_size": 16, "linear_key_head_dim": 8,
                                        "linear_value_head_dim": 8, "linear_num_key_heads": 2,
                                        "linear_num_value_heads": 4, **MOE,
-                                       "layer_types": ["linear_attention", "full_attention"], "initializer_range": 0.05}),
+                                       "layer_types": ["linear_attention", "full_attention"],
+                                       "initializer_range": 0.05}),
 }  # fmt: skip
 """Those that keep a state beside, or in place of, the keys and values of every token.
 
-The wide weights of the others would make the two forms of Qwen3-Next's gated delta rule, by chunks and by tokens, differ in
-float32 by 1e-4.
+The wide weights of the others would make the two forms of Qwen3-Next's gated delta rule, by chunks and by tokens,
+differ by 1e-4 in float32.
 """
 
 WITHOUT_CACHE: dict[str, tuple[str, dict]] = {

@@ -163,8 +163,16 @@ def test_dropout_is_off_everywhere_while_modules_stay_in_train_mode():
     assert model.training
 
 
-def test_functional_dropout_of_attention_is_off_too():
-    model = tiny_model("llama", attention_dropout=0.5).train()
+@pytest.mark.parametrize(
+    "kind, chances",
+    [
+        ("llama", {"attention_dropout": 0.5}),
+        ("falcon", {"attention_dropout": 0.5, "hidden_dropout": 0.5}),  # read from the config
+        ("mixtral", {"router_jitter_noise": 0.5}),
+    ],
+)
+def test_what_makes_a_forward_random_beside_layers_of_dropout_is_off_too(kind, chances):
+    model = tiny_model(kind, **chances).train()
     sequences = batch()
     disable_dropout(model)
     with warnings.catch_warnings():

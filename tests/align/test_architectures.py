@@ -1,0 +1,90 @@
+"""Every architecture is scored, trained, adapted, saved and loaded, in the fast way or in the slow one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from torch.testing import assert_close
+
+from align import logprobs
+from align.logprobs import token_logprobs
+from align.models import disable_dropout, load_model, save_model
+from tests.align.test_logprobs import batch
+from tests.models import EVERY, WHOLE_HEAD, stirred_model
+from tests.small_runs import small_grpo, small_sft
+from tests.tiny import tiny_tokenizer
+
+IDS = torch.arange(5, 17)[None]
+
+
+def parameters(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def two_steps(algorithm) -> list[dict[str, float]]:
+    metrics = algorithm.steps()
+    return [next(metrics), next(metrics)]
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_values_and_gradients_are_those_of_a_plain_log_softmax_over_the_models_own_logits(kind, monkeypatch, recwarn):
+    model, sequences = stirred_model(kind), batch()
+    disable_dropout(model)
+    weights = torch.linspace(-1, 1, sequences.input_ids.numel()).view(sequences.input_ids.shape)
+
+    def values_and_gradients(said: torch.Tensor):
+        model.zero_grad()
+        (weights * said).sum().backward()
+        return said.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    monkeypatch.setattr(logprobs, "HEAD_BYTES", 61 * 4 * 3 * 7)  # chunks of 7
+    got = values_and_gradients(token_logprobs(model, sequences.input_ids, None, sequences.action_mask).logprobs)
+    slow = any("cannot be run apart" in str(warning.message) for warning in recwarn)
+    assert slow == (kind in WHOLE_HEAD)
+
+    whole = model(input_ids=sequences.input_ids, attention_mask=sequences.attention_mask).logits.log_softmax(-1)
+    said = whole[:, :-1].gather(-1, sequences.input_ids[:, 1:, None])[..., 0]
+    said = torch.nn.functional.pad(said, (1, 0))
+    expected = values_and_gradients(torch.where(sequences.action_mask, said, 0))
+    assert_close(got[0], expected[0], rtol=0, atol=1e-5)
+    assert got[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        largest = max(1.0, float(gradient.abs().max()))
+        assert_close(got[1][name], gradient, rtol=1e-5, atol=1e-5 * largest, msg=name)
+
+
+@pytest.mark.parametrize("make", [small_sft, small_grpo])
+@pytest.mark.parametrize("kind", EVERY)
+def test_two_steps_are_taken_and_what_is_saved_is_the_same_function(kind, make, tmp_path):
+    tokenizer = tiny_tokenizer()
+    model = stirred_model(kind, vocab_size=len(tokenizer), initializer_range=0.1)
+    before = logits(model)
+    metrics = two_steps(make(model=model))
+    assert all(m["optim/grad_norm"] > 0 for m in metrics)
+    if make is small_grpo:
+        assert all(m["policy/sampler_gap"] < 1e-5 for m in metrics)
+    save_model(model, tokenizer, tmp_path / "final", card="")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "final", dtype=torch.float32)
+    assert_close(logits(again), logits(model), rtol=0, atol=0)
+    assert (logits(model) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_adapters_alone_are_trained_and_load_again(kind, tmp_path):
+    tokenizer = tiny_tokenizer()
+    stirred_model(kind, vocab_size=len(tokenizer), initializer_range=0.1).save_pretrained(tmp_path / "base")
+    algorithm = small_sft(model=load_model(tmp_path / "base"), lora=True)
+    model = algorithm.trainer.unwrapped.model
+    before, plain = parameters(model), logits(model)
+    two_steps(algorithm)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if "lora_" in name}
+    save_model(model, tokenizer, tmp_path / "final", card="")
+    assert_close(logits(load_model(tmp_path / "final")), logits(model), rtol=0, atol=0)
+    assert (logits(model) - plain).abs().max() > 1e-3
