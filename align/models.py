@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,17 +34,28 @@ Reference = Callable[[Tensor, Tensor], Tensor]
 
 
 def load_model(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False, trainable: bool = True
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    trainable: bool = True,
+    quantize: Literal["4bit"] | None = None,
 ) -> nn.Module:
     """Load a causal LM from a folder or a hub id; a folder with a PEFT adapter comes with its adapter on its base.
 
-    Every dropout probability is set to 0: policy, old policy and reference must be one and the same function.
+    Every dropout probability is set to 0: policy, old policy and reference must be one and the same function. With
+    "4bit" the weights of linear layers become 4-bit numbers, which are frozen, and of use under adapters: QLoRA.
+
+    Source: of "4bit", with its NF4 and its quantised constants: Dettmers et al. 2023 (arXiv:2305.14314).
 
     Raises:
-        ValueError: if the path looks like a local folder that is not there, or holds no model.
+        ValueError: if the path looks like a local folder that is not there, or holds no model; or for "4bit", if
+            bitsandbytes is not installed.
     """
     folder = check_model_folder(path)
     arguments: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if quantize is not None:
+        arguments["quantization_config"] = _four_bits()
     if (folder / "adapter_config.json").exists():
         from peft import AutoPeftModelForCausalLM
 
@@ -52,9 +64,26 @@ def load_model(
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(str(path), **arguments)
+    for module in model.modules() if quantize else ():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # else sampling packs the weights anew, with other roundings
+            module.support_avx512bf16_for_cpu = False
     model.train()
     disable_dropout(model)
     return model
+
+
+def _four_bits() -> Any:
+    if find_spec("bitsandbytes") is None:
+        raise ValueError("4-bit weights need bitsandbytes: pip install 'align-rl[qlora]'")
+    from transformers import BitsAndBytesConfig
+
+    bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if bfloat16 else torch.float32,
+    )
 
 
 def check_model_folder(path: str | Path) -> Path:
@@ -111,7 +140,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
 def add_lora(model: nn.Module, *, rank: int = 16, alpha: int = 32, target_modules: str = "all-linear") -> nn.Module:
     """Freeze a model and put trainable low-rank adapters on its linear layers; a reward model's head is trained whole.
 
-    Left out are layers at which adapters would go unheard, and what is no linear layer: a mixture's experts.
+    Left out are layers at which adapters would go unheard.
 
     Source: Hu et al. 2021 (arXiv:2106.09685).
     """
