@@ -69,6 +69,8 @@ def load_model(
             module.support_avx512bf16_for_cpu = False
     model.train()
     disable_dropout(model)
+    # no padding is ever looked up, and a token that is one by name, such as EOS, is to be learned where it stands
+    cast(Any, base_model(model).get_input_embeddings()).padding_idx = None
     return model
 
 

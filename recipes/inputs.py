@@ -215,10 +215,11 @@ def check_fit(model: nn.Module, ids: Sequence[Sequence[int]], new_tokens: int = 
         )
     room = getattr(config, "max_position_embeddings", None) or longest
     if longest > room:
-        raise ValueError(
-            f"the longest text has {longest} tokens ({new_tokens} of them new), but the model was made for {room}: "
-            "lower --max-new-tokens, or leave long prompts out with --max-prompt-tokens N --too-long drop"
-        )
+        words, advice = "", f"leave long ones out with --max-tokens {room} --too-long drop"
+        if new_tokens:
+            words = f" ({new_tokens} of them new)"
+            advice = "lower --max-new-tokens, or leave long prompts out with --max-prompt-tokens N --too-long drop"
+        raise ValueError(f"the longest text has {longest} tokens{words}, but the model was made for {room}: {advice}")
 
 
 def sampling_habits(model: nn.Module) -> dict[str, Any]:
