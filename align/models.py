@@ -155,19 +155,28 @@ def add_lora(model: nn.Module, *, rank: int = 16, alpha: int = 32, target_module
 
 
 def _deaf_layers(model: nn.Module) -> list[str]:
-    """Return the linear layers that are not called as such.
+    """Return the linear layers that are not called as such, or never by text.
 
     The mixers of Mamba and its kin hand the weights of three of their projections to a scan; a router that is a kind of
-    linear layer returns more than a product.
+    linear layer returns more than a product; and models of pictures and text have towers for the former.
     """
     mixers = {name for name, module in model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")}
+    towers = {name for name, module in model.named_modules() if _sees(module)}
     deaf = []
     for name, module in model.named_modules():
         parent, _, own = name.rpartition(".")
         scanned = parent in mixers and own in ("x_proj", "dt_proj", "out_proj")
-        if scanned or (isinstance(module, nn.Linear) and type(module).__name__.endswith("Router")):
+        router = type(module).__name__.endswith("Router")
+        unread = any(name.startswith(f"{tower}.") for tower in towers)
+        if isinstance(module, nn.Linear) and (scanned or router or unread):
             deaf.append(name)
     return deaf
+
+
+def _sees(module: nn.Module) -> bool:
+    """Tell whether a part of a model takes pictures or sound and no text."""
+    inputs = getattr(module, "input_modalities", ("text",))
+    return "text" not in ((inputs,) if isinstance(inputs, str) else inputs)
 
 
 def reference_of(policy: Policy) -> Reference:
@@ -184,7 +193,10 @@ def reference_of(policy: Policy) -> Reference:
 
 @torch.no_grad()
 def _adapters_change_nothing(model: nn.Module) -> bool:
-    ids = torch.arange(4, device=next(model.parameters()).device)[None] % base_model(model).config.vocab_size
+    ids = (
+        torch.arange(4, device=next(model.parameters()).device)[None]
+        % base_model(model).config.get_text_config().vocab_size
+    )
     with cast(Any, model).disable_adapter():
         without = model(input_ids=ids).logits
     return torch.equal(model(input_ids=ids).logits, without)

@@ -88,3 +88,34 @@ def test_adapters_alone_are_trained_and_load_again(kind, tmp_path):
     save_model(model, tokenizer, tmp_path / "final", card="")
     assert_close(logits(load_model(tmp_path / "final")), logits(model), rtol=0, atol=0)
     assert (logits(model) - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_model_of_pictures_and_text_is_trained_on_text_and_its_eye_stays(lora, tmp_path):
+    tokenizer = tiny_tokenizer()
+    words = len(tokenizer)
+    model = pictures_and_text(words)
+    model.save_pretrained(tmp_path / "base")
+    algorithm = small_grpo(model=load_model(tmp_path / "base"), lora=lora, kl=True)
+    model = algorithm.trainer.unwrapped.model
+    before = parameters(model)
+    assert all(m["policy/sampler_gap"] < 1e-5 for m in two_steps(algorithm))
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and not any("vision" in name for name in moved)
+    assert not any("vision" in name and "lora" in name for name in before)
+    save_model(model, tokenizer, tmp_path / "final", card="")
+    assert_close(logits(load_model(tmp_path / "final")), logits(model), rtol=0, atol=0)
+
+
+def pictures_and_text(words: int) -> transformers.PreTrainedModel:
+    """Gemma 3 as it comes from 4 billion parameters on: its text model inside another, beside one for pictures."""
+    text = stirred_model("gemma3", vocab_size=words, initializer_range=0.1).config.to_dict()
+    eye = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=text,
+        vision_config={**eye, "image_size": 28, "patch_size": 14},
+        image_token_index=words - 1,
+        mm_tokens_per_image=4,
+    )
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
