@@ -103,8 +103,15 @@ def disable_dropout(model: nn.Module) -> None:
 
     The modules stay in train mode, because `eval()` would silently switch gradient checkpointing off. Some read
     their probabilities from the config, so those there become 0 too.
+
+    Raises:
+        ValueError: if the model draws its experts at random in train mode.
     """
     for module in model.modules():
+        if type(module).__name__ == "PhimoeTopKRouter":
+            raise ValueError(
+                "PhiMoE draws its experts at random in train mode, so what is trained is not what is sampled"
+            )
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         for holder in (module, getattr(module, "config", None)):

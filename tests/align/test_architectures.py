@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -11,10 +14,11 @@ from align import logprobs
 from align.logprobs import token_logprobs
 from align.models import disable_dropout, load_model, save_model
 from tests.align.test_logprobs import batch
-from tests.models import EVERY, WHOLE_HEAD, stirred_model
+from tests.models import EVERY, STATE_SPACE, WHOLE_HEAD, WITHOUT_CACHE, stirred_model
 from tests.small_runs import small_grpo, small_sft
 from tests.tiny import tiny_tokenizer
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 IDS = torch.arange(5, 17)[None]
 
 
@@ -30,6 +34,14 @@ def logits(model) -> torch.Tensor:
 def two_steps(algorithm) -> list[dict[str, float]]:
     metrics = algorithm.steps()
     return [next(metrics), next(metrics)]
+
+
+def test_the_table_of_the_documents_names_each_architecture_and_the_way_it_is_served():
+    rows = [re.split(r" *\| *", line)[1:-1] for line in DOCUMENT.read_text().splitlines() if line.startswith("| `")]
+    told = {name.strip("`"): (sampled, head) for name, _, sampled, head, _ in rows}
+    ways = dict.fromkeys(EVERY, "cache") | dict.fromkeys(STATE_SPACE, "cache, tried first")
+    ways |= dict.fromkeys(WITHOUT_CACHE, "whole rows")
+    assert told == {kind: (way, "with the trunk" if kind in WHOLE_HEAD else "alone") for kind, way in ways.items()}
 
 
 @pytest.mark.parametrize("kind", EVERY)

@@ -183,6 +183,15 @@ def test_what_makes_a_forward_random_beside_layers_of_dropout_is_off_too(kind, c
     assert_close(first, second, rtol=0, atol=0)
 
 
+def test_a_model_whose_experts_are_drawn_at_random_is_refused():
+    import transformers
+
+    sizes = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+    config = transformers.PhimoeConfig(**sizes, num_key_value_heads=2, num_local_experts=4)
+    with pytest.raises(ValueError, match="draws its experts at random"):
+        disable_dropout(transformers.AutoModelForCausalLM.from_config(config))
+
+
 def test_adapters_that_add_virtual_tokens_are_refused_by_name():
     from peft import PromptTuningConfig, get_peft_model
 
