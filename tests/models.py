@@ -18,6 +18,12 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", {"head_dim": 8, "tie_word_embeddings": True}),
     "qwen3_moe": ("Qwen3MoeConfig", {"head_dim": 8, **MOE}),
+    "gpt_oss": ("GptOssConfig", {"head_dim": 8, "sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2,
+                                 "layer_types": ["sliding_attention", "full_attention"]}),
+    "deepseek_v3": ("DeepseekV3Config", {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16,
+                                         "v_head_dim": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "n_routed_experts": 4,
+                                         "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+                                         "first_k_dense_replace": 1, "moe_intermediate_size": 16}),
     "mistral": ("MistralConfig", {"sliding_window": 8, "head_dim": 8}),
     "gemma2": (
         "Gemma2Config",
@@ -54,10 +60,14 @@ STATE_SPACE: dict[str, tuple[str, dict]] = {
                                        "linear_num_value_heads": 4, **MOE,
                                        "layer_types": ["linear_attention", "full_attention"],
                                        "initializer_range": 0.05}),
+    "qwen3_5": ("Qwen3_5TextConfig", {"head_dim": 8, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+                                      "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+                                      "layer_types": ["linear_attention", "full_attention"],
+                                      "initializer_range": 0.05}),
 }  # fmt: skip
 """Those that keep a state beside, or in place of, the keys and values of every token.
 
-The wide weights of the others would make the two forms of Qwen3-Next's gated delta rule, by chunks and by tokens,
+The wide weights of the others would make the two forms of Qwen's gated delta rule, by chunks and by tokens,
 differ by 1e-4 in float32.
 """
 
