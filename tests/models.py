@@ -21,8 +21,8 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     "gpt_oss": ("GptOssConfig", {"head_dim": 8, "sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2,
                                  "layer_types": ["sliding_attention", "full_attention"]}),
     "deepseek_v3": ("DeepseekV3Config", {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16,
-                                         "v_head_dim": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "n_routed_experts": 4,
-                                         "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+                                         "v_head_dim": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+                                         "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
                                          "first_k_dense_replace": 1, "moe_intermediate_size": 16}),
     "mistral": ("MistralConfig", {"sliding_window": 8, "head_dim": 8}),
     "gemma2": (
