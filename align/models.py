@@ -44,7 +44,8 @@ def load_model(
     """Load a causal LM from a folder or a hub id; a folder with a PEFT adapter comes with its adapter on its base.
 
     Every dropout probability is set to 0: policy, old policy and reference must be one and the same function. With
-    "4bit" the weights of linear layers become 4-bit numbers, which are frozen, and of use under adapters: QLoRA.
+    "4bit" the weights of linear layers become 4-bit numbers, which are frozen, and of use under adapters: QLoRA. Of a
+    model of pictures and text, what text never reaches is frozen.
 
     Source: of "4bit", with its NF4 and its quantised constants: Dettmers et al. 2023 (arXiv:2305.14314).
 
@@ -71,6 +72,9 @@ def load_model(
     disable_dropout(model)
     # no padding is ever looked up, and a token that is one by name, such as EOS, is to be learned where it stands
     cast(Any, base_model(model).get_input_embeddings()).padding_idx = None
+    for part in _beyond_text(model):
+        for parameter in part.parameters(recurse=False):
+            parameter.requires_grad_(False)
     return model
 
 
@@ -165,25 +169,25 @@ def _deaf_layers(model: nn.Module) -> list[str]:
     """Return the linear layers that are not called as such, or never by text.
 
     The mixers of Mamba and its kin hand the weights of three of their projections to a scan; a router that is a kind of
-    linear layer returns more than a product; and models of pictures and text have towers for the former.
+    linear layer returns more than a product.
     """
     mixers = {name for name, module in model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")}
-    towers = {name for name, module in model.named_modules() if _sees(module)}
-    deaf = []
+    unread, deaf = _beyond_text(model), []
     for name, module in model.named_modules():
         parent, _, own = name.rpartition(".")
         scanned = parent in mixers and own in ("x_proj", "dt_proj", "out_proj")
         router = type(module).__name__.endswith("Router")
-        unread = any(name.startswith(f"{tower}.") for tower in towers)
-        if isinstance(module, nn.Linear) and (scanned or router or unread):
+        if isinstance(module, nn.Linear) and (scanned or router or module in unread):
             deaf.append(name)
     return deaf
 
 
-def _sees(module: nn.Module) -> bool:
-    """Tell whether a part of a model takes pictures or sound and no text."""
-    inputs = getattr(module, "input_modalities", ("text",))
-    return "text" not in ((inputs,) if isinstance(inputs, str) else inputs)
+def _beyond_text(model: nn.Module) -> set[nn.Module]:
+    """Return the parts of a model of text and pictures, or sound, that text never reaches; none of one of text."""
+    whole: Any = base_model(model)
+    if getattr(whole, "input_modalities", "text") in ("text", ("text",), ["text"]):
+        return set()
+    return {*whole.modules()} - {*whole.get_decoder().modules(), whole.get_output_embeddings()}
 
 
 def reference_of(policy: Policy) -> Reference:

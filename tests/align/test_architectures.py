@@ -11,6 +11,7 @@ import transformers
 from torch.testing import assert_close
 
 from align import logprobs
+from align.critic import ActorCritic
 from align.logprobs import token_logprobs
 from align.models import disable_dropout, load_model, save_model
 from tests.align.test_logprobs import batch
@@ -71,6 +72,16 @@ def test_values_and_gradients_are_those_of_a_plain_log_softmax_over_the_models_o
         assert_close(got[1][name], gradient, rtol=1e-5, atol=1e-5 * largest, msg=name)
 
 
+@pytest.mark.parametrize("kind", WHOLE_HEAD)
+def test_a_value_head_without_hidden_states_is_refused_by_name(kind):
+    sequences = batch()
+    with (
+        pytest.warns(UserWarning, match="its head cannot be run"),
+        pytest.raises(ValueError, match="ForCausalLM: gives no hidden states.*use GRPO"),
+    ):
+        ActorCritic(stirred_model(kind))(sequences.input_ids, sequences.action_mask)
+
+
 @pytest.mark.parametrize("make", [small_sft, small_grpo])
 @pytest.mark.parametrize("kind", EVERY)
 def test_two_steps_are_taken_and_what_is_saved_is_the_same_function(kind, make, tmp_path):
@@ -113,8 +124,8 @@ def test_a_model_of_pictures_and_text_is_trained_on_text_and_its_eye_stays(lora,
     before = parameters(model)
     assert all(m["policy/sampler_gap"] < 1e-5 for m in two_steps(algorithm))
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert moved and not any("vision" in name for name in moved)
-    assert not any("vision" in name and "lora" in name for name in before)
+    assert moved == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert not any("vision" in name or "multi_modal" in name for name in moved)
     save_model(model, tokenizer, tmp_path / "final", card="")
     assert_close(logits(load_model(tmp_path / "final")), logits(model), rtol=0, atol=0)
 
