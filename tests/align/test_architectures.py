@@ -77,7 +77,7 @@ def test_a_value_head_without_hidden_states_is_refused_by_name(kind):
     sequences = batch()
     with (
         pytest.warns(UserWarning, match="its head cannot be run"),
-        pytest.raises(ValueError, match="ForCausalLM: gives no hidden states.*use GRPO"),
+        pytest.raises(ValueError, match=r"ForCausalLM: gives no hidden states.*use GRPO"),
     ):
         ActorCritic(stirred_model(kind))(sequences.input_ids, sequences.action_mask)
 
