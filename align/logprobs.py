@@ -126,7 +126,7 @@ def token_logprobs(
         actions = action_mask.bool() & attention_mask.bool() & attention_mask.roll(1, dims=1).bool()
         options: Any = {"temperature": temperature, "entropy": entropy, "value_head": value_head}
         said = token_logprobs(model, input_ids.gather(1, order), None, actions.gather(1, order), **options)
-        return TokenLogprobs(*(x if x is None else torch.zeros_like(x).scatter(1, order, x) for x in said))
+        return TokenLogprobs._make(x if x is None else torch.zeros_like(x).scatter(1, order, x) for x in said)
 
     rows, columns = action_mask[:, 1:].bool().nonzero(as_tuple=True)
     causal_lm = base_model(model)
@@ -202,7 +202,8 @@ def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Apply the head to hidden states, with the scale and the soft cap that the config names. [N, H] -> [N, V]"""
     config = model.config.get_text_config()
     logits = cast(nn.Module, model.get_output_embeddings())(hidden)
-    logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    logits = logits * (getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0)
+    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     return torch.tanh(logits / cap) * cap if cap else logits
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from align.batch import Prompts, Rollouts, Sequences
 from align.config import SamplingConfig
-from align.decoding import PlainDecoder
+from align.decoding import PlainDecoder, continues
 from align.logprobs import expandable, forward, left_padded
 
 if TYPE_CHECKING:
@@ -241,8 +241,9 @@ def _decoder(
     padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True)
     padded, mask = left_padded(padded.to(device), torch.tensor([len(row) for row in ids], device=device))
     out = forward(model, padded, mask, logits_to_keep=1, use_cache=True)
-    if expandable(out):
-        return _CachedDecoder(model, out.past_key_values, out.logits[:, -1], mask, group_size, room)
+    cache = getattr(out, "past_key_values", None) or getattr(out, "cache_params", None)
+    if expandable(out) or continues(model, getattr(cache, "layers", [None]), _decoder):
+        return _CachedDecoder(model, cache, out.logits[:, -1], mask, group_size, room)
     return PlainDecoder(model, ids, group_size, room, device)
 
 
@@ -251,20 +252,21 @@ class _CachedDecoder:
 
     def __init__(self, model: nn.Module, cache: Any, logits: Tensor, mask: Tensor, group_size: int, room: int) -> None:
         self.model, self.cache = model, cache
-        cache.batch_repeat_interleave(group_size)
+        cache.reorder_cache(torch.arange(len(mask), device=mask.device).repeat_interleave(group_size))
         self.logits = logits.repeat_interleave(group_size, dim=0)  # [R, V]
         self.filled = mask.shape[1]
         self.mask = F.pad(mask, (0, room), value=True).repeat_interleave(group_size, dim=0)  # [R, width + room]
         self.positions = mask.sum(-1).repeat_interleave(group_size, dim=0)[:, None]  # of the next token, [R, 1]
-        self.padded = not bool(mask.all())
+        # a state has taken its padding in, and a mask that is longer than what is new would be laid over it wrongly
+        self.padded = not bool(mask.all()) and any(hasattr(layer, "keys") for layer in cache.layers)
 
     def keep(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
+        self.cache.reorder_cache(rows)
         self.mask, self.positions = self.mask[rows], self.positions[rows]
 
     def append(self, tokens: Tensor) -> None:
         self.filled += 1
         mask = self.mask[:, : self.filled] if self.padded else None
-        more = dict(position_ids=self.positions, past_key_values=self.cache, use_cache=True)
+        more = dict(position_ids=self.positions, past_key_values=self.cache, cache_params=self.cache, use_cache=True)
         self.logits = forward(self.model, tokens[:, None], mask, **more).logits[:, -1]
         self.positions = self.positions + 1
