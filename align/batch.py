@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Message = dict[str, str]
@@ -131,43 +130,6 @@ class Rollouts:
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def select(self, groups: Sequence[int]) -> Rollouts:
-        """Return whole groups, in the order given."""
-        rows = [group * self.group_size + g for group in groups for g in range(self.group_size)]
-        state = self.state()
-        chosen: dict[str, Any] = {name: value[rows] for name, value in state.items() if isinstance(value, Tensor)}
-        for kind in ("parts", "notes"):
-            chosen[kind] = {name: value[rows] for name, value in state[kind].items()}
-        chosen["texts"] = [self.texts[row] for row in rows]
-        chosen["numbers"] = [self.numbers[group] for group in groups]
-        return Rollouts.from_state({**state, **chosen}, self.prompts.select(groups))
-
-    @staticmethod
-    def concatenate(pieces: Sequence[Rollouts]) -> Rollouts:
-        """Join the groups of several rollouts of the same weights and rewards, in the order given."""
-        first, states = pieces[0], [piece.state() for piece in pieces]
-        width = max(piece.sequences.input_ids.shape[1] for piece in pieces)
-
-        def joined(values: list[Tensor]) -> Tensor:
-            widened = [value if value.ndim == 1 else F.pad(value, (0, width - value.shape[1])) for value in values]
-            return torch.cat(widened)
-
-        tensors = [name for name, value in states[0].items() if isinstance(value, Tensor)]
-        state: dict[str, Any] = {name: joined([s[name] for s in states]) for name in tensors}
-        for kind in ("parts", "notes"):
-            state[kind] = {name: joined([s[kind][name] for s in states]) for name in states[0][kind]}
-        state["texts"] = [text for piece in pieces for text in piece.texts]
-        state["numbers"] = [number for piece in pieces for number in piece.numbers]
-        prompts = Prompts(
-            ids=[ids for piece in pieces for ids in piece.prompts.ids],
-            texts=[text for piece in pieces for text in piece.prompts.texts],
-            columns={
-                name: [value for piece in pieces for value in piece.prompts.columns[name]]
-                for name in first.prompts.columns
-            },
-        )
-        return Rollouts.from_state({**states[0], **state}, prompts)
-
     def examples(self) -> list[dict[str, Any]]:
         """Return each completion as plain values, to be shown."""
         tokens = self.sequences.action_mask.sum(dim=1).tolist()
@@ -199,18 +161,6 @@ class Rollouts:
         for name, part in self.parts.items():
             sums[f"part {name}"], sums[f"valid {name}"] = part.nansum(), (~part.isnan()).sum()
         return sums
-
-    def state(self) -> dict[str, Any]:
-        """Return everything but the prompts, which their numbers tell, as tensors and plain values."""
-        rest = {name: value for name, value in vars(self).items() if name not in ("prompts", "sequences")}
-        return vars(self.sequences) | rest
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any], prompts: Prompts) -> Rollouts:
-        """Build rollouts from what `state` returned and the prompts of its numbers."""
-        rest = dict(state)
-        sequences = Sequences(rest.pop("input_ids"), rest.pop("lengths"), rest.pop("action_mask"))
-        return cls(prompts=prompts, sequences=sequences, **rest)
 
 
 def means_of(sums: dict[str, float]) -> dict[str, float]:

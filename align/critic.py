@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from align.batch import Sequences
 from align.logprobs import Policy, TokenLogprobs, base_model, token_logprobs
-from align.training import cut_by_tokens
 from classic_rl.masked import check_same_shape
 from classic_rl.returns import generalized_advantages
 
@@ -124,10 +123,10 @@ def see(
     sequences: Sequences,
     accelerator: Accelerator,
     *,
-    tokens_per_micro_batch: int,
+    cut: Callable[[Sequences], list[Tensor]],
     look_ahead: bool,
 ) -> Seen:
-    """Ask policy, critic and reference (the policy where there is none) for every action, in micro-batches.
+    """Ask policy, critic and reference (the policy where there is none) for every action, in micro-batches as `cut`.
 
     look_ahead: also for the value of the state after the last action. A token that stands for any is put there:
         a state is what came before its token, so which one makes no difference.
@@ -136,7 +135,7 @@ def see(
     if look_ahead:
         after = torch.arange(mask.shape[1] + 1) == lengths[:, None]
         sequences = Sequences(F.pad(sequences.input_ids, (0, 1)), lengths + 1, F.pad(mask, (0, 1)) | after)
-    cuts, parts = cut_by_tokens(sequences.lengths, tokens_per_micro_batch), []
+    cuts, parts = cut(sequences), []
     for rows in cuts:
         batch = sequences.select(rows).to(accelerator.device)
         said = policy(batch.input_ids, batch.action_mask)

@@ -1,13 +1,64 @@
-"""Decode without a cache: the slow way that is right for every architecture whose state cannot be expanded."""
+"""Decode without a cache, the slow way that is right for every architecture, and find out which ones need it."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from align.logprobs import base_model, forward_arguments
+from align.logprobs import base_model, forward
+
+STATES = {
+    "LinearAttentionLayer",
+    "LinearAttentionAndFullAttentionLayer",
+    "LinearAttentionAndSlidingWindowAttentionLayer",
+}
+"""Layers of a cache that keep a state in which all tokens so far, padding too, may have left their trace."""
+KEYS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+"""Layers that keep the keys and values of each token."""
+
+_CONTINUES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def continues(model: nn.Module, layers: Sequence[object], decoder: Callable[..., Any]) -> bool:
+    """Tell whether a cache with states, expanded and compacted, gives what whole rows give; tried once a model.
+
+    Args:
+        model: the causal LM, or a PEFT model around one.
+        layers: of its cache.
+        decoder: (model, prompts, group_size, room, device) -> what decodes with the cache.
+    """
+    kinds = {type(layer).__name__ for layer in layers}
+    if not kinds & STATES or not kinds <= STATES | KEYS:
+        return False
+    if model not in _CONTINUES:
+        _CONTINUES[model] = True  # for the decoder that is tried
+        _CONTINUES[model] = _is_exact(model, decoder)
+    return _CONTINUES[model]
+
+
+@torch.no_grad()
+def _is_exact(model: nn.Module, decoder: Callable[..., Any]) -> bool:
+    """Continue prompts of two lengths by the cache and by whole rows, and compare what comes next."""
+    device = next(model.parameters()).device
+    ids = (torch.arange(1, 13, device=device) % base_model(model).config.get_text_config().vocab_size).tolist()
+    prompts, words = [ids[:1], ids[1:9]], ids[9:]
+    with torch.autocast(device.type, enabled=False):
+        cached = decoder(model, prompts, 2, len(words), device)
+        rows = torch.tensor([3, 0], device=device)
+        cached.keep(rows)
+        for word in words:
+            cached.append(torch.tensor([word, word], device=device))
+        whole = [
+            model(input_ids=torch.tensor([prompts[row // 2] + words], device=device)).logits[0, -1]
+            for row in rows.tolist()
+        ]
+    expected = torch.stack(whole).float()
+    return bool((cached.logits.float() - expected).abs().max() <= 1e-3 * expected.abs().max())
 
 
 class PlainDecoder:
@@ -30,7 +81,7 @@ class PlainDecoder:
 
     def _forward(self) -> None:
         ids = self.ids[:, : int(self.lengths.max())]
-        logits = self.model(**forward_arguments(base_model(self.model), input_ids=ids, use_cache=False)).logits
+        logits = forward(self.model, ids, None, use_cache=False).logits
         self.logits = logits[torch.arange(len(ids)), self.lengths - 1]
 
     def keep(self, rows: Tensor) -> None:

@@ -23,7 +23,7 @@ from align.config import DPOConfig
 from align.logprobs import TokenLogprobs
 from align.pairs import Pairs
 from align.preferences import dpo_loss, summed
-from align.training import Trainer, cut_by_tokens
+from align.training import Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -121,8 +121,7 @@ class DPO:
         """Return the mean "loss" of a pair, and the preferences, on pairs that were not learned from."""
         rows = range(len(held_out))[self.accelerator.process_index :: self.accelerator.num_processes]
         sequences, total = held_out.select(rows), {"loss": torch.zeros(())}
-        budget = self.config.optimizer.tokens_per_micro_batch
-        for micro_batch in cut_by_tokens(sequences.lengths, budget, together=2) if rows else []:
+        for micro_batch in self.trainer.cut(sequences, together=2) if rows else []:
             batch = sequences.select(micro_batch).to(self.accelerator.device)
             # not the wrapped policy, whose forward may wait for processes that have no further batch
             with self.accelerator.autocast():

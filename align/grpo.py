@@ -21,6 +21,7 @@ from align.batch import Prompts, Rollouts, means_of, rows_at
 from align.config import GRPOConfig
 from align.logprobs import TokenLogprobs
 from align.models import Reference, match_sampling
+from align.regroup import groups_of, joined, share_of, state_of_all
 from align.rewards import Reward, check_rewards, score_rollouts
 from align.sampler import Sampler
 from align.training import Trainer
@@ -253,7 +254,7 @@ class GRPO:
             self.drawn += len(fresh)
             if silent:
                 kept = [group for group, number in enumerate(rollouts.numbers) if number not in fresh]
-                rollouts = Rollouts.concatenate([rollouts.select(kept), self._ask([fresh[n] for n in silent])])
+                rollouts = joined([groups_of(rollouts, kept), self._ask([fresh[n] for n in silent])])
         if rollouts.weight_version != self.step:
             raise RuntimeError(
                 f"the sampler's weights are of step {rollouts.weight_version}, the policy is at step {self.step}: "
@@ -339,21 +340,14 @@ class GRPO:
 
         Rollouts whose updates are not all taken are in it, of all processes, so another number of them may go on.
         """
-        pending, shares = None, []
-        if self.update != 0 and self.rollouts is not None:
-            states = self.trainer.gathered([self.rollouts.state()])
-            shares = [state["numbers"] for state in states]
-            whole = Rollouts.concatenate([Rollouts.from_state(s, self._prompts_of(s["numbers"])) for s in states])
-            order = sorted(range(len(whole.numbers)), key=whole.numbers.__getitem__)
-            pending = whole.select(order).state()
+        pending = self.rollouts if self.update else None
         return {
             "trainer": self.trainer.state(),
             "step": self.step,
             "update": self.update,
             "position": self.position,
             "drawn": self.drawn,
-            "rollouts": pending,
-            "shares": shares,
+            **state_of_all(pending, self.trainer.gathered, self._prompts_of),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -361,10 +355,5 @@ class GRPO:
         self.trainer.load_state(state["trainer"])
         self.step, self.update = state["step"], state["update"]
         self.position, self.drawn = state["position"], state["drawn"]
-        self.rollouts = None
-        if state["rollouts"] is not None:
-            whole = Rollouts.from_state(state["rollouts"], self._prompts_of(state["rollouts"]["numbers"]))
-            rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-            # As many processes as before take what they had, in its order: sums then come out the same to the bit.
-            same = state["shares"][rank] if len(state["shares"]) == processes else whole.numbers[rank::processes]
-            self.rollouts = whole.select([whole.numbers.index(number) for number in same])
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.rollouts = share_of(state, self._prompts_of, rank, processes)

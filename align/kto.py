@@ -19,7 +19,7 @@ from align.data import Examples
 from align.logprobs import TokenLogprobs
 from align.pairs import Feedback
 from align.preferences import kto_loss, summed
-from align.training import Trainer, cut_by_tokens
+from align.training import Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -160,8 +160,7 @@ class KTO:
         """Return the log-ratios of this process's share of some examples. [share], float64"""
         sequences = examples.select(range(len(examples))[self._mine])
         found = torch.zeros(len(sequences), dtype=torch.float64)
-        budget = self.config.optimizer.tokens_per_micro_batch
-        for rows in cut_by_tokens(sequences.lengths, budget) if len(sequences) else []:
+        for rows in self.trainer.cut(sequences) if len(sequences) else []:
             batch = sequences.select(rows).to(self.accelerator.device)
             # not the wrapped policy, whose forward may wait for processes that have no further batch
             with self.accelerator.autocast():

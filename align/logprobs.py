@@ -7,7 +7,6 @@ t - 1. Entries that are not actions are 0.
 from __future__ import annotations
 
 import inspect
-import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -18,11 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from align.shortcuts import Shortcuts, tried_out
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 HEAD_BYTES = 256 * 2**20
 """Memory that the logits of one chunk may take, their copies in the float32 softmax included."""
+SHARE_BELOW, SECOND_FORWARD = 0.9, 64
+"""Prompts are forwarded once where at most this share of the tokens is left, a second forward counted as so many."""
+CACHED = 8
+"""So many tokens in the cache of a row count as one that is forwarded: by memory, measured, from 7 to 25."""
 
 
 class TokenLogprobs(NamedTuple):
@@ -51,6 +56,10 @@ class Policy(nn.Module):
     def forward(self, input_ids: Tensor, action_mask: Tensor) -> TokenLogprobs:
         """Score the actions of right-padded rows. [B, T], [B, T] -> TokenLogprobs without entropy."""
         return token_logprobs(self.model, input_ids, None, action_mask, temperature=self.temperature)
+
+    def shortcuts(self) -> Shortcuts:
+        """Return what the model allows, tried out when first asked for."""
+        return _shortcuts_of(base_model(self.model))
 
 
 @dataclass(frozen=True)
@@ -82,8 +91,9 @@ def token_logprobs(
 
         logprobs[b, t] = log softmax(logits[b, t-1] / temperature)[input_ids[b, t]]
 
-    The backbone runs once; only hidden states that predict an action go through the head, in chunks whose logits are
-    recomputed in the backward pass when they would not fit into `HEAD_BYTES` together. The gradient is exact.
+    A prompt that several rows begin with is forwarded once where that is less work and the model's cache allows it.
+    Only hidden states that predict an action go through the head, in chunks whose logits are recomputed in the
+    backward pass when they would not fit into `HEAD_BYTES` together. The gradient is exact.
 
     Args:
         model: any Hugging Face causal LM, or a PEFT model around one.
@@ -111,15 +121,23 @@ def token_logprobs(
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
 
-    scored = action_mask[:, 1:].bool()
-    if attention_mask is not None:
-        scored = scored & attention_mask[:, 1:].bool() & attention_mask[:, :-1].bool()
-    rows, columns = scored.nonzero(as_tuple=True)
+    if attention_mask is not None:  # real tokens first: not every architecture is deaf to padding before them
+        order = attention_mask.int().argsort(dim=1, descending=True, stable=True)
+        actions = action_mask.bool() & attention_mask.bool() & attention_mask.roll(1, dims=1).bool()
+        options: Any = {"temperature": temperature, "entropy": entropy, "value_head": value_head}
+        said = token_logprobs(model, input_ids.gather(1, order), None, actions.gather(1, order), **options)
+        return TokenLogprobs._make(x if x is None else torch.zeros_like(x).scatter(1, order, x) for x in said)
 
+    rows, columns = action_mask[:, 1:].bool().nonzero(as_tuple=True)
     causal_lm = base_model(model)
-    hidden = _hidden_states(causal_lm, input_ids, attention_mask)[rows, columns]  # [N, H]
-    said = _head_logprobs(causal_lm, hidden, input_ids[rows, columns + 1], temperature, entropy)  # [N, 1 or 2]
-    if value_head is not None and not _HEAD_STANDS_ALONE[causal_lm]:
+    head, cache = _shortcuts_of(causal_lm)
+    prompts = SharedPrompts.of(input_ids, action_mask) if cache and len(rows) else None
+    if prompts and not pays(prompts.tokens(prompts.numbers.argsort())[-1], input_ids.numel()):
+        prompts = None
+    trunk = causal_lm.base_model if head else causal_lm
+    hidden = _hidden_states(trunk, input_ids, (rows, columns), prompts)  # [N, H]
+    said = _head_logprobs(causal_lm, head, hidden, input_ids[rows, columns + 1], temperature, entropy)  # [N, 1 or 2]
+    if value_head is not None and not head:
         raise ValueError(f"{type(causal_lm).__name__}: gives no hidden states for a value head; use GRPO, or RLOO")
 
     def laid_out(flat: Tensor) -> Tensor:
@@ -129,14 +147,16 @@ def token_logprobs(
     return TokenLogprobs(laid_out(said[:, 0]), laid_out(said[:, 1]) if entropy else None, values)
 
 
-def position_ids_of(attention_mask: Tensor) -> Tensor:
-    """Return 0, 1, 2, ... along the real tokens of each row, and 0 at the padding before them. [B, T]"""
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+def forward(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, **more: Any) -> Any:
+    """Run a model, leaving out what its forward does not name: not every architecture has positions or a cache.
 
-
-def forward_arguments(module: nn.Module, **arguments: Any) -> dict[str, Any]:
-    """Keep the arguments that a module's forward names: not every architecture has positions or a cache."""
-    return {name: value for name, value in arguments.items() if name in _forward_names(type(module))}
+    attention_mask: True at real tokens, those in a cache among them; positions are counted along it. [B, S], S >= T
+    """
+    if attention_mask is not None and "position_ids" not in more:
+        more["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+    arguments = dict(input_ids=input_ids, attention_mask=attention_mask, **more)
+    names = _forward_names(type(base_model(model)))
+    return model(**{name: value for name, value in arguments.items() if name in names})
 
 
 @cache
@@ -153,12 +173,12 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def _head_logprobs(
-    model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
+    model: PreTrainedModel, head: bool, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
 ) -> Tensor:
     """Return log-probabilities, and entropies beside them, at N hidden states. [N, H], [N] -> [N, 1 or 2]"""
 
     def score(hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = _logits(model, hidden)
+        logits = _logits(model, hidden) if head else hidden
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         log_normaliser = logits.logsumexp(-1, keepdim=True)
         logprobs = logits.gather(-1, targets[:, None]) - log_normaliser
@@ -169,7 +189,7 @@ def _head_logprobs(
         return torch.cat([logprobs, torch.special.entr(probs).sum(-1, keepdim=True)], dim=-1)
 
     copies = 5 if entropy else 3  # logits as they come, in float32, and the softmax of the backward pass
-    chunk = max(1, HEAD_BYTES // (4 * copies * _vocabulary(model)))
+    chunk = max(1, HEAD_BYTES // (4 * copies * model.config.get_text_config().vocab_size))
     if len(hidden) <= chunk:
         return score(hidden, targets)
     chunks = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
@@ -178,53 +198,105 @@ def _head_logprobs(
     return torch.cat([cast(Tensor, checkpoint(score, *rows, use_reentrant=False)) for rows in chunks])
 
 
-_HEAD_STANDS_ALONE: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
-
-
-def _hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Run the backbone; for a model whose head cannot be run alone, run all of it and return its logits."""
-    if model not in _HEAD_STANDS_ALONE:
-        _HEAD_STANDS_ALONE[model] = _head_stands_alone(model)
-    module = model.base_model if _HEAD_STANDS_ALONE[model] else model
-    positions = None if attention_mask is None else position_ids_of(attention_mask)
-    arguments = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
-    return module(**forward_arguments(module, **arguments))[0]
-
-
 def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Apply the head to hidden states, with the scale and the soft cap that the config names. [N, H] -> [N, V]"""
-    if not _HEAD_STANDS_ALONE[model]:
-        return hidden
     config = model.config.get_text_config()
     logits = cast(nn.Module, model.get_output_embeddings())(hidden)
-    logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    logits = logits * (getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0)
+    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
-@torch.no_grad()
-def _head_stands_alone(model: PreTrainedModel) -> bool:
-    """Try the two halves of a model against its own forward, once, so that an unknown kind of head is never guessed."""
-    ids = torch.arange(4, device=next(model.parameters()).device)[None] % _vocabulary(model)
-    devices = [ids.device] if ids.is_cuda else []
-    halves = None
-    with torch.random.fork_rng(devices):  # the same dropout in both
-        torch.manual_seed(0)
-        whole = model(**forward_arguments(model, input_ids=ids, use_cache=False))[0]
-        torch.manual_seed(0)
-        if model.get_output_embeddings() is not None and model.base_model is not model:
-            _HEAD_STANDS_ALONE[model] = True
-            hidden = model.base_model(**forward_arguments(model.base_model, input_ids=ids, use_cache=False))[0]
-            halves = _logits(model, hidden) if hidden.shape[:2] == ids.shape else None
-    if halves is not None and torch.allclose(halves.float(), whole.float(), rtol=1e-3, atol=1e-4):
-        return True
-    warnings.warn(
-        f"{type(model).__name__}: its head cannot be run apart from the model, so the logits of a whole "
-        "micro-batch are held in memory; lower tokens_per_micro_batch if that is too much.",
-        stacklevel=2,
-    )
-    return False
+class SharedPrompts(NamedTuple):
+    """The U different prompts of B rows. A prompt is what stands before a row's first action, at least one token.
+
+    ids: left-padded without holes, since a sliding window counts the slots of a cache and not positions. [U, P]
+    mask: True at real tokens. [U, P]
+    numbers: which of the prompts a row begins with. [B]
+    lengths: of each row's prompt. [B]
+    rest: tokens from a row's first action to the one before its last. [B]
+    """
+
+    ids: Tensor
+    mask: Tensor
+    numbers: Tensor
+    lengths: Tensor
+    rest: Tensor
+
+    @classmethod
+    def of(cls, input_ids: Tensor, action_mask: Tensor) -> SharedPrompts:
+        """Find which rows begin alike; a row without actions is a prompt of one token. [B, T], [B, T]"""
+        slots, scored = torch.arange(input_ids.shape[1], device=input_ids.device), action_mask[:, 1:]
+        first, last = scored.int().argmax(dim=1), (scored * slots[:-1]).amax(dim=1)
+        alike, numbers = torch.where(slots <= first[:, None], input_ids, -1).unique(dim=0, return_inverse=True)
+        ids, mask = left_padded(alike, (alike >= 0).sum(dim=1))
+        return cls(ids, mask, numbers, first + 1, last - first)
+
+    def tokens(self, rows: Tensor) -> Tensor:
+        """Tokens that the first of some rows takes, the first two, ..., padding included; alike rows in turn. [b]"""
+        prompt, rest = (each[rows].cummax(0).values for each in (self.lengths, self.rest))
+        new = self.numbers[rows].diff(prepend=self.numbers.new_tensor([-1])) != 0
+        return new.cumsum(0) * prompt + torch.arange(1, len(rows) + 1, device=rows.device) * (rest + prompt // CACHED)
 
 
-def _vocabulary(model: PreTrainedModel) -> int:
-    return model.config.get_text_config().vocab_size
+def pays(shared: Any, plain: Any) -> Any:
+    """Return whether forwarding prompts once is less work, from the tokens that either way forwards."""
+    return shared + SECOND_FORWARD <= SHARE_BELOW * plain
+
+
+def left_padded(ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn right-padded rows into left-padded ones, without holes, and their attention mask. [B, T], [B]"""
+    width = int(lengths.max())
+    source = torch.arange(width, device=ids.device) - (width - lengths[:, None])
+    return ids.gather(1, source.clamp(min=0)), source >= 0
+
+
+def _hidden_states(
+    trunk: nn.Module, input_ids: Tensor, where: tuple[Tensor, ...], prompts: SharedPrompts | None
+) -> Tensor:
+    """Run whole rows, or each prompt once and the rest of the rows against its cache, through which gradients flow.
+
+    Returns the hidden states at N places, or the logits if the trunk is a whole model. [N, H]
+    """
+    if prompts is None:
+        return forward(trunk, input_ids, None, use_cache=False)[0][where]
+    before = forward(trunk, prompts.ids, prompts.mask, use_cache=True)
+    before.past_key_values.reorder_cache(prompts.numbers)  # a prompt may be taken any number of times
+    slots = torch.arange(max(1, int(prompts.rest.max())), device=input_ids.device)
+    ids = input_ids.gather(1, (prompts.lengths[:, None] + slots).clamp(max=input_ids.shape[1] - 1))
+    # what a row has no more of is padding, or its positions would go on where the model has none
+    mask = torch.cat([prompts.mask[prompts.numbers], slots < prompts.rest[:, None]], dim=1)
+    after = forward(trunk, ids, mask, use_cache=True, past_key_values=before.past_key_values)
+    hidden = torch.cat([before[0][prompts.numbers, -1:], after[0]], dim=1)
+    rows, columns = where
+    return hidden[rows, columns + 1 - prompts.lengths[rows]]
+
+
+SHORTCUTS: WeakKeyDictionary[PreTrainedModel, dict[bool, Shortcuts]] = WeakKeyDictionary()
+"""What was found out, without gradient checkpointing and with it; a copy of a model may share it."""
+
+
+def _shortcuts_of(model: PreTrainedModel) -> Shortcuts:
+    checkpoints = any(getattr(part, "gradient_checkpointing", False) and part.training for part in model.modules())
+    known = SHORTCUTS.setdefault(model, {})
+
+    def logits_of(shortcuts: Shortcuts, ids: Tensor, action_mask: Tensor) -> Tensor | None:
+        if shortcuts.cache and not expandable(forward(model, ids, None, use_cache=True)):
+            return None
+        trunk, where = model.base_model if shortcuts.head else model, action_mask[:, 1:].nonzero(as_tuple=True)
+        prompts = SharedPrompts.of(ids, action_mask) if shortcuts.cache else None
+        hidden = _hidden_states(trunk, ids, where, prompts)
+        return _logits(model, hidden) if shortcuts.head else hidden
+
+    if checkpoints not in known:
+        known[checkpoints] = tried_out(model, logits_of, checkpoints=checkpoints)
+    return known[checkpoints]
+
+
+def expandable(out: Any) -> bool:
+    """Return whether a model's output has a cache whose rows can be repeated, in layers known to be continued."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    layers = getattr(getattr(out, "past_key_values", None), "layers", [None])
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)

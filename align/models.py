@@ -9,19 +9,24 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from align.logprobs import FrozenPolicy, Policy, base_model
+from align.logprobs import SHORTCUTS, FrozenPolicy, Policy, base_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from align.critic import ActorCritic
 
+CHANCES = ("dropout", "layerdrop", "pdrop")
+"""Parts of the names of what makes a forward random in train mode."""
+JITTER = ("jitter_noise", "input_jitter_noise", "moe_jitter_eps")
+"""Names of the same in mixtures of experts; `router_jitter_noise` is left alone, since PhiMoE routes by it always."""
 VALUE_HEAD_FILE = "value_head.safetensors"
 
 Reference = Callable[[Tensor, Tensor], Tensor]
@@ -29,17 +34,29 @@ Reference = Callable[[Tensor, Tensor], Tensor]
 
 
 def load_model(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False, trainable: bool = True
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    trainable: bool = True,
+    quantize: Literal["4bit"] | None = None,
 ) -> nn.Module:
     """Load a causal LM from a folder or a hub id; a folder with a PEFT adapter comes with its adapter on its base.
 
-    Every dropout probability is set to 0: policy, old policy and reference must be one and the same function.
+    Every dropout probability is set to 0: policy, old policy and reference must be one and the same function. With
+    "4bit" the weights of linear layers become 4-bit numbers, which are frozen, and of use under adapters: QLoRA. Of a
+    model of pictures and text, what text never reaches is frozen.
+
+    Source: of "4bit", with its NF4 and its quantised constants: Dettmers et al. 2023 (arXiv:2305.14314).
 
     Raises:
-        ValueError: if the path looks like a local folder that is not there, or holds no model.
+        ValueError: if the path looks like a local folder that is not there, or holds no model; or for "4bit", if
+            bitsandbytes is not installed.
     """
     folder = check_model_folder(path)
     arguments: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if quantize is not None:
+        arguments["quantization_config"] = _four_bits()
     if (folder / "adapter_config.json").exists():
         from peft import AutoPeftModelForCausalLM
 
@@ -48,9 +65,31 @@ def load_model(
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(str(path), **arguments)
+    for module in model.modules() if quantize else ():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # else sampling packs the weights anew, with other roundings
+            module.support_avx512bf16_for_cpu = False
     model.train()
     disable_dropout(model)
+    # no padding is ever looked up, and a token that is one by name, such as EOS, is to be learned where it stands
+    cast(Any, base_model(model).get_input_embeddings()).padding_idx = None
+    for part in _beyond_text(model):
+        for parameter in part.parameters(recurse=False):
+            parameter.requires_grad_(False)
     return model
+
+
+def _four_bits() -> Any:
+    if find_spec("bitsandbytes") is None:
+        raise ValueError("4-bit weights need bitsandbytes: pip install 'align-rl[qlora]'")
+    from transformers import BitsAndBytesConfig
+
+    bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if bfloat16 else torch.float32,
+    )
 
 
 def check_model_folder(path: str | Path) -> Path:
@@ -64,16 +103,25 @@ def check_model_folder(path: str | Path) -> Path:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability of a model to 0: layers, attention's functional ones and LoRA's.
+    """Set every dropout probability of a model to 0: layers, attention's functional ones, LoRA's, routers' noise.
 
-    The modules stay in train mode, because `eval()` would silently switch gradient checkpointing off.
+    The modules stay in train mode, because `eval()` would silently switch gradient checkpointing off. Some read
+    their probabilities from the config, so those there become 0 too.
+
+    Raises:
+        ValueError: if the model draws its experts at random in train mode.
     """
     for module in model.modules():
+        if type(module).__name__ == "PhimoeTopKRouter":
+            raise ValueError(
+                "PhiMoE draws its experts at random in train mode, so what is trained is not what is sampled"
+            )
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for name, value in vars(module).items():
-            if ("dropout" in name or "layerdrop" in name) and isinstance(value, float):
-                setattr(module, name, 0.0)
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in vars(holder).items() if holder is not None else ():
+                if isinstance(value, float) and (name in JITTER or any(word in name for word in CHANCES)):
+                    setattr(holder, name, 0.0)
 
 
 def match_sampling(policy: nn.Module, *, sampler: float, config: float) -> None:
@@ -105,13 +153,41 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
 def add_lora(model: nn.Module, *, rank: int = 16, alpha: int = 32, target_modules: str = "all-linear") -> nn.Module:
     """Freeze a model and put trainable low-rank adapters on its linear layers; a reward model's head is trained whole.
 
+    Left out are layers at which adapters would go unheard.
+
     Source: Hu et al. 2021 (arXiv:2106.09685).
     """
     from peft import LoraConfig, get_peft_model
 
     task = "SEQ_CLS" if type(model).__name__.endswith("ForSequenceClassification") else "CAUSAL_LM"
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=target_modules, task_type=task)
+    settings: dict[str, Any] = {"target_modules": target_modules, "exclude_modules": _deaf_layers(model) or None}
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, task_type=task, **settings)
     return get_peft_model(cast(Any, model), config)
+
+
+def _deaf_layers(model: nn.Module) -> list[str]:
+    """Return the linear layers that are not called as such, or never by text.
+
+    The mixers of Mamba and its kin hand the weights of three of their projections to a scan; a router that is a kind of
+    linear layer returns more than a product.
+    """
+    mixers = {name for name, module in model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")}
+    unread, deaf = _beyond_text(model), []
+    for name, module in model.named_modules():
+        parent, _, own = name.rpartition(".")
+        scanned = parent in mixers and own in ("x_proj", "dt_proj", "out_proj")
+        router = type(module).__name__.endswith("Router")
+        if isinstance(module, nn.Linear) and (scanned or router or module in unread):
+            deaf.append(name)
+    return deaf
+
+
+def _beyond_text(model: nn.Module) -> set[nn.Module]:
+    """Return the parts of a model of text and pictures, or sound, that text never reaches; none of one of text."""
+    whole: Any = base_model(model)
+    if getattr(whole, "input_modalities", "text") in ("text", ("text",), ["text"]):
+        return set()
+    return {*whole.modules()} - {*whole.get_decoder().modules(), whole.get_output_embeddings()}
 
 
 def reference_of(policy: Policy) -> Reference:
@@ -123,12 +199,17 @@ def reference_of(policy: Policy) -> Reference:
     """
     shared = hasattr(policy.model, "disable_adapter") and _adapters_change_nothing(policy.model)
     model = policy.model if shared else copy.deepcopy(policy.model).requires_grad_(False)
+    if not shared:  # what the original allows, its copy does
+        SHORTCUTS[base_model(model)] = SHORTCUTS.setdefault(base_model(policy.model), {})
     return FrozenPolicy(Policy(model, temperature=policy.temperature), without_adapters=shared)
 
 
 @torch.no_grad()
 def _adapters_change_nothing(model: nn.Module) -> bool:
-    ids = torch.arange(4, device=next(model.parameters()).device)[None] % base_model(model).config.vocab_size
+    ids = (
+        torch.arange(4, device=next(model.parameters()).device)[None]
+        % base_model(model).config.get_text_config().vocab_size
+    )
     with cast(Any, model).disable_adapter():
         without = model(input_ids=ids).logits
     return torch.equal(model(input_ids=ids).logits, without)

@@ -20,6 +20,7 @@ from align.critic import ActorCritic, Targets, last_actions, see
 from align.critic import completion_advantages as completion_advantages
 from align.logprobs import TokenLogprobs
 from align.models import Reference, match_sampling
+from align.regroup import share_of, state_of_all
 from align.rewards import Reward, check_rewards, score_rollouts
 from align.sampler import Sampler
 from align.training import Trainer
@@ -210,7 +211,7 @@ class PPO:
             self.reference,
             rollouts.sequences,
             self.accelerator,
-            tokens_per_micro_batch=self.config.optimizer.tokens_per_micro_batch,
+            cut=self.trainer.cut,
             look_ahead=cut is not None,
         )
         action_mask = rollouts.sequences.action_mask & ~rollouts.rewards.isnan()[:, None]
@@ -352,11 +353,7 @@ class PPO:
 
         Rollouts whose updates are not all taken are in it, of all processes, so another number of them may go on.
         """
-        pending = None
-        if self.update != 0 and self.rollouts is not None:
-            states = self.trainer.gathered([self.rollouts.state()])
-            whole = Rollouts.concatenate([Rollouts.from_state(s, self._prompts_of(s["numbers"])) for s in states])
-            pending = whole.select(sorted(range(len(whole.numbers)), key=whole.numbers.__getitem__)).state()
+        pending = self.rollouts if self.update else None
         return {
             "trainer": self.trainer.state(),
             "step": self.step,
@@ -364,7 +361,7 @@ class PPO:
             "position": self.position,
             "kl_coef": self.kl_coef,
             "scores": list(self.scores),
-            "rollouts": pending,
+            **state_of_all(pending, self.trainer.gathered, self._prompts_of),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -372,8 +369,5 @@ class PPO:
         self.trainer.load_state(state["trainer"])
         self.step, self.update, self.position = state["step"], state["update"], state["position"]
         self.kl_coef, self.scores = state["kl_coef"], Moments(*state["scores"])
-        self.rollouts = None
-        if state["rollouts"] is not None:
-            whole = Rollouts.from_state(state["rollouts"], self._prompts_of(state["rollouts"]["numbers"]))
-            groups = range(len(whole.numbers))
-            self.rollouts = whole.select(groups[self.accelerator.process_index :: self.accelerator.num_processes])
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.rollouts = share_of(state, self._prompts_of, rank, processes)

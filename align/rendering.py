@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
-    """Tokenise a text; `special` adds what the tokenizer puts before a text, but never an EOS after it."""
+    """Tokenise a text; `special` adds what the tokenizer puts before one, but no second BOS, and never an EOS after."""
+    special = special and not (tokenizer.bos_token and text.startswith(str(tokenizer.bos_token)))
     ids = list(tokenizer(text, add_special_tokens=special).input_ids)
     eos = tokenizer.eos_token_id
     if special and ids and ids[-1] == eos and not text.endswith(str(tokenizer.eos_token)):
@@ -97,7 +98,8 @@ class Demonstrations:
         text = render(self.tokenizer, through, generation=False, template=template)
         if not text.startswith(head):
             what = "the chat template does not begin the assistant's turn with its own generation prompt"
-            raise Fault(f"messages: turn {len(through)}: {what}, so nothing tells where the answer begins: use another")
+            advice = "use another, or write prompt and completion as strings"
+            raise Fault(f"messages: turn {len(through)}: {what}, so nothing tells where the answer begins: {advice}")
         # A sampler stops at the end of turn; white space that the template puts after it is nobody's action.
         stripped = text.rstrip()
         text = stripped if stripped.endswith(self.closers) else text

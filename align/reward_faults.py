@@ -1,8 +1,10 @@
-"""Say in words what a reward did wrong: what it raised, where, and which completion it was looking at."""
+"""Say in words what a reward did wrong: what it gave or raised, where, and which completion it was looking at."""
 
 from __future__ import annotations
 
 import inspect
+import math
+import numbers
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +12,27 @@ from traceback import format_exception_only, walk_tb
 from typing import Any
 
 from align.batch import Completion, text_of
+
+LARGEST = 3.0e38
+"""Largest magnitude of a reward: what follows computes in float32."""
+
+
+def faults_of(result: Any, completions: Sequence[Completion]) -> tuple[list[float], dict[int, str]]:
+    """Return the values of B completions, NaN for None or a fault, and the faults by sample.
+
+    A reward that raised, or returned no list of B values, is faulty on every sample.
+    """
+    count = len(completions)
+    whole = fault_of_error(result, completions) if isinstance(result, BaseException) else _fault_of_list(result, count)
+    if whole:
+        return [math.nan] * count, dict.fromkeys(range(count), whole)
+    values, faulty = [], {}
+    for row, item in enumerate(_listed(result)):
+        value, fault = _number(item)
+        values.append(value)
+        if fault:
+            faulty[row] = f"sample {row}: {fault}; its completion is {shown(text_of(completions[row]))}"
+    return values, faulty
 
 
 def fault_of_error(error: BaseException, completions: Sequence[Completion]) -> str:
@@ -26,6 +49,39 @@ def fault_of_error(error: BaseException, completions: Sequence[Completion]) -> s
                 if value is completion or (isinstance(value, str) and value and value == text_of(completion)):
                     return f"sample {row}: {raised}; its completion is {shown(text_of(completion))}"
     return f"all {len(completions)} samples: {raised}"
+
+
+def _fault_of_list(result: Any, count: int) -> str | None:
+    values = _listed(result)
+    if not isinstance(values, list | tuple):
+        hint = ": call it first, as in exact_answer()" if callable(result) else ""
+        return f"all {count} samples: expected a list of {count} numbers, got {shown(result)}{hint}"
+    if len(values) != count:
+        return f"all {count} samples: expected {count} values, one a completion, got {len(values)}"
+    return None
+
+
+def _listed(result: Any) -> Any:
+    """Return arrays and tensors as lists, anything else as it is."""
+    return result.tolist() if hasattr(result, "tolist") else result
+
+
+def _number(item: Any) -> tuple[float, str | None]:
+    if item is None:
+        return math.nan, None
+    if isinstance(item, Exception):  # a reward may say of one sample that it failed
+        return math.nan, str(item)
+    if getattr(item, "ndim", None) == 0:
+        item = item.item()
+    if not isinstance(item, numbers.Real):
+        return math.nan, f"expected a number or None, got {shown(item)}"
+    try:
+        value = float(item)
+    except OverflowError:  # an integer of hundreds of digits
+        value = math.inf
+    if not abs(value) <= LARGEST:  # NaN is not within either
+        return math.nan, f"expected a finite number, got {value}: return None where there is no reward"
+    return value, None
 
 
 def shown(value: Any, width: int = 80) -> str:

@@ -19,7 +19,7 @@ from align.logprobs import base_model
 from align.pairs import Pairs
 from align.preferences import bradley_terry_loss
 from align.reward_head import RewardModel, TokenScores, at_last, check_ends
-from align.training import Trainer, cut_by_tokens
+from align.training import Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -136,8 +136,7 @@ class RewardTraining:
         """Return the scores of chosen and rejected answers, each process computing its share. [N, 2]"""
         rows = range(len(pairs))[self.accelerator.process_index :: self.accelerator.num_processes]
         sequences, found = at_last(pairs.select(rows)), {}
-        budget = self.config.optimizer.tokens_per_micro_batch
-        for micro_batch in cut_by_tokens(sequences.lengths, budget, together=2) if rows else []:
+        for micro_batch in self.trainer.cut(sequences, together=2) if rows else []:
             batch = sequences.select(micro_batch).to(self.accelerator.device)
             # not the wrapped model, whose forward may wait for processes that have no further batch
             with self.accelerator.autocast():

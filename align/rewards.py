@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import numbers
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,14 +16,12 @@ from typing import Any, Literal
 
 import torch
 
-from align.batch import Completion, Rollouts, text_of
+from align.batch import Completion, Rollouts
 from align.reward_await import await_all
-from align.reward_faults import fault_of_error, shown
+from align.reward_faults import LARGEST, faults_of, shown
 from align.rows import nearest
 
 RewardFunction = Callable[..., list[float | None]]
-LARGEST = 3.0e38
-"""Largest magnitude of a reward: what follows computes in float32."""
 METRIC_NAMES = frozenset({"mean", "std"})
 """Taken by the metrics that stand beside the parts of the reward."""
 
@@ -207,51 +204,12 @@ def _total(rewards: Sequence[Reward], parts: Mapping[str, list[float]], count: i
 
 
 def _checked(result: Any, completions: Sequence[Completion]) -> tuple[list[float], dict[int, str]]:
-    """Return the values of B completions, NaN for None or a fault, and the faults by sample.
-
-    A reward that raised, or returned no list of B values, is faulty on every sample.
-    """
-    count = len(completions)
-    whole = fault_of_error(result, completions) if isinstance(result, BaseException) else _fault_of_list(result, count)
-    if whole:
-        return [math.nan] * count, dict.fromkeys(range(count), whole)
-    values, faulty = [], {}
-    for row, item in enumerate(_listed(result)):
-        value, fault = _number(item)
-        values.append(value)
-        if fault:
-            faulty[row] = f"sample {row}: {fault}; its completion is {shown(text_of(completions[row]))}"
-    return values, faulty
+    """Return the values of B completions, NaN for None or a fault, and the faults by sample."""
+    values = result.tolist() if hasattr(result, "tolist") else result
+    if isinstance(values, list | tuple) and len(values) == len(completions) and all(map(_good, values)):
+        return [math.nan if value is None else float(value) for value in values], {}
+    return faults_of(result, completions)
 
 
-def _fault_of_list(result: Any, count: int) -> str | None:
-    values = _listed(result)
-    if not isinstance(values, list | tuple):
-        hint = ": call it first, as in exact_answer()" if callable(result) else ""
-        return f"all {count} samples: expected a list of {count} numbers, got {shown(result)}{hint}"
-    if len(values) != count:
-        return f"all {count} samples: expected {count} values, one a completion, got {len(values)}"
-    return None
-
-
-def _listed(result: Any) -> Any:
-    """Return arrays and tensors as lists, anything else as it is."""
-    return result.tolist() if hasattr(result, "tolist") else result
-
-
-def _number(item: Any) -> tuple[float, str | None]:
-    if item is None:
-        return math.nan, None
-    if isinstance(item, Exception):  # a reward may say of one sample that it failed
-        return math.nan, str(item)
-    if getattr(item, "ndim", None) == 0:
-        item = item.item()
-    if not isinstance(item, numbers.Real):
-        return math.nan, f"expected a number or None, got {shown(item)}"
-    try:
-        value = float(item)
-    except OverflowError:  # an integer of hundreds of digits
-        value = math.inf
-    if not abs(value) <= LARGEST:  # NaN is not within either
-        return math.nan, f"expected a finite number, got {value}: return None where there is no reward"
-    return value, None
+def _good(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and abs(value) <= LARGEST)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from align.batch import Prompts, Rollouts, Sequences
 from align.config import SamplingConfig
-from align.decoding import PlainDecoder
-from align.logprobs import base_model, forward_arguments, position_ids_of
+from align.decoding import PlainDecoder, continues
+from align.logprobs import expandable, forward, left_padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -238,18 +238,11 @@ def _decoder(
     model: nn.Module, ids: list[list[int]], group_size: int, room: int, device: torch.device
 ) -> _CachedDecoder | PlainDecoder:
     """Forward the prompts once and expand their cache to the group; without such a cache, forward all every time."""
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    width = max(len(row) for row in ids)
-    # Left-padded: right-padded prompts continued through a cache are wrong once a sliding window is passed, because
-    # the window counts slots of the cache, not positions of the text.
-    padded = torch.tensor([[0] * (width - len(row)) + row for row in ids], device=device)
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in ids], device=device)
-    arguments = dict(input_ids=padded, attention_mask=mask, position_ids=position_ids_of(mask), logits_to_keep=1)
-    out = model(**forward_arguments(base_model(model), **arguments, use_cache=True))
-    cache = getattr(out, "past_key_values", None)
-    layers = getattr(cache, "layers", [None])
-    if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+    padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True)
+    padded, mask = left_padded(padded.to(device), torch.tensor([len(row) for row in ids], device=device))
+    out = forward(model, padded, mask, logits_to_keep=1, use_cache=True)
+    cache = getattr(out, "past_key_values", None) or getattr(out, "cache_params", None)
+    if expandable(out) or continues(model, getattr(cache, "layers", [None]), _decoder):
         return _CachedDecoder(model, cache, out.logits[:, -1], mask, group_size, room)
     return PlainDecoder(model, ids, group_size, room, device)
 
@@ -259,25 +252,21 @@ class _CachedDecoder:
 
     def __init__(self, model: nn.Module, cache: Any, logits: Tensor, mask: Tensor, group_size: int, room: int) -> None:
         self.model, self.cache = model, cache
-        cache.batch_repeat_interleave(group_size)
+        cache.reorder_cache(torch.arange(len(mask), device=mask.device).repeat_interleave(group_size))
         self.logits = logits.repeat_interleave(group_size, dim=0)  # [R, V]
         self.filled = mask.shape[1]
         self.mask = F.pad(mask, (0, room), value=True).repeat_interleave(group_size, dim=0)  # [R, width + room]
         self.positions = mask.sum(-1).repeat_interleave(group_size, dim=0)[:, None]  # of the next token, [R, 1]
-        self.padded = not bool(mask.all())
+        # a state has taken its padding in, and a mask that is longer than what is new would be laid over it wrongly
+        self.padded = not bool(mask.all()) and any(hasattr(layer, "keys") for layer in cache.layers)
 
     def keep(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
+        self.cache.reorder_cache(rows)
         self.mask, self.positions = self.mask[rows], self.positions[rows]
 
     def append(self, tokens: Tensor) -> None:
         self.filled += 1
-        arguments = dict(
-            input_ids=tokens[:, None],
-            attention_mask=self.mask[:, : self.filled] if self.padded else None,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.logits = self.model(**forward_arguments(base_model(self.model), **arguments)).logits[:, -1]
+        mask = self.mask[:, : self.filled] if self.padded else None
+        more = dict(position_ids=self.positions, past_key_values=self.cache, cache_params=self.cache, use_cache=True)
+        self.logits = forward(self.model, tokens[:, None], mask, **more).logits[:, -1]
         self.positions = self.positions + 1

@@ -17,7 +17,7 @@ from align.batch import rows_at
 from align.config import SFTConfig
 from align.data import Examples
 from align.logprobs import TokenLogprobs
-from align.training import Trainer, cut_by_tokens
+from align.training import Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -73,7 +73,7 @@ class SFT:
         rows = range(len(held_out))[self.accelerator.process_index :: self.accelerator.num_processes]
         sums = {"loss": torch.zeros(()), "tokens": torch.zeros(())}
         sequences = held_out.select(rows)
-        for batch in cut_by_tokens(sequences.lengths, self.config.optimizer.tokens_per_micro_batch) if rows else []:
+        for batch in self.trainer.cut(sequences) if rows else []:
             part = sequences.select(batch).to(self.accelerator.device)
             # not the wrapped policy, whose forward may wait for processes that have no further batch
             losses = sft_loss(self.trainer.unwrapped(part.input_ids, part.action_mask).logprobs)

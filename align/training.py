@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from align.batch import Sequences
 from align.config import OptimizerConfig
-from align.logprobs import TokenLogprobs
+from align.logprobs import Policy, SharedPrompts, TokenLogprobs, pays
+from align.trained_state import load_trained_state, trained_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,6 +59,8 @@ class Trainer:
         self.total_steps = total_steps
         self.policy, self.optimizer = accelerator.prepare(policy, optimizer)
         self.unwrapped: Any = accelerator.unwrap_model(self.policy)
+        if isinstance(self.unwrapped, Policy):
+            self.unwrapped.shortcuts()  # tried out here, so that what a model does not allow is said before any step
 
     def step(self, sequences: Sequences, loss_of: Loss, *, step: int, together: int = 1) -> dict[str, float]:
         """Take one optimizer step on the rows of this process, of which there may be none.
@@ -74,7 +77,7 @@ class Trainer:
         Raises:
             NonFiniteError: before the update, if the loss or a gradient is not finite.
         """
-        micro_batches = cut_by_tokens(sequences.lengths, self.config.tokens_per_micro_batch, together)
+        micro_batches = self.cut(sequences, together)
         totals: dict[str, Tensor] = {}
         for number, rows in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
@@ -112,6 +115,13 @@ class Trainer:
         self.accelerator.backward(loss * self.accelerator.num_processes)  # the gradients are averaged over processes
         return {"loss": loss.detach(), **sums}
 
+    def cut(self, sequences: Sequences, together: int = 1) -> list[Tensor]:
+        """Return the row numbers of each micro-batch: `cut_by_tokens` with tokens as the policy forwards them."""
+        ids, mask, policy = sequences.input_ids, sequences.action_mask, self.unwrapped
+        shares = bool(mask[:, 1:].any()) and isinstance(policy, Policy) and policy.shortcuts().cache
+        prompts = SharedPrompts.of(ids, mask) if shares else None
+        return cut_by_tokens(sequences.lengths, self.config.tokens_per_micro_batch, together, prompts)
+
     def sum_over_processes(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Add up named scalars over all processes. A process may lack some of them."""
         names = sorted(set(self.gathered(list(sums))))
@@ -131,49 +141,26 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Return copies of the trained parameters and of the optimizer's state, by parameter name."""
-        return {
-            "parameters": {name: _copy(p) for name, p in self._trained()},
-            "optimizer": {
-                name: {key: _copy(value) for key, value in self._optimizer_state[p].items()}
-                for name, p in self._trained()
-                if p in self._optimizer_state
-            },
-        }
+        return trained_state(self.unwrapped, self.optimizer.optimizer)  # the AdamW inside Accelerate's wrapper
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned; training goes on bit for bit."""
-        expected, got = {name for name, _ in self._trained()}, set(state["parameters"])
-        if expected != got:
-            raise ValueError(
-                f"the checkpoint is of another model: it lacks {sorted(expected - got)[:3]} and has "
-                f"{sorted(got - expected)[:3]}. Resume with the model and LoRA options that the run began with."
-            )
-        with torch.no_grad():
-            for name, p in self._trained():
-                p.copy_(state["parameters"][name])
-                if name in state["optimizer"]:
-                    # copies, because the optimizer goes on in place
-                    self._optimizer_state[p] = {
-                        key: value.to(p.device, copy=True) for key, value in state["optimizer"][name].items()
-                    }
-
-    def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in self.unwrapped.named_parameters() if p.requires_grad]
-
-    @property
-    def _optimizer_state(self) -> dict[Tensor, dict[str, Tensor]]:
-        return self.optimizer.optimizer.state  # the AdamW inside Accelerate's wrapper
+        load_trained_state(self.unwrapped, self.optimizer.optimizer, state)
 
 
-def cut_by_tokens(lengths: Tensor, tokens: int, together: int = 1) -> list[Tensor]:
-    """Cut rows, longest first, into batches of at most `tokens` once padded; a longer row is a batch of its own.
+def cut_by_tokens(
+    lengths: Tensor, tokens: int, together: int = 1, prompts: SharedPrompts | None = None
+) -> list[Tensor]:
+    """Cut rows, longest first, into batches that forward at most `tokens`; a longer row is a batch of its own.
 
-    Longest first, so that a run that does not fit into memory fails at its first micro-batch.
+    Longest first, so that a run that does not fit into memory fails at its first micro-batch. Where prompts are
+    forwarded once, rows with the same prompt follow each other if that makes fewer tokens in all.
 
     Args:
         lengths: tokens of each row. [B]
         tokens: budget of one batch, padding included.
         together: rows n * together ... n * together + together - 1 stay together, in this order.
+        prompts: of the rows, if they are forwarded once.
 
     Returns:
         Row numbers of each batch; one empty batch if there are no rows.
@@ -183,15 +170,32 @@ def cut_by_tokens(lengths: Tensor, tokens: int, together: int = 1) -> list[Tenso
     >>> [rows.tolist() for rows in cut_by_tokens(torch.tensor([3, 2, 4, 9]), tokens=10, together=2)]
     [[2, 3], [0, 1]]
     """
-    longest = lengths.view(-1, together).amax(dim=1)
-    order = torch.argsort(longest, descending=True, stable=True)
-    batches, start = [], 0
-    while start < len(order):
-        count = max(1, tokens // (together * max(1, int(longest[order[start]]))))
-        units = order[start : start + count]
-        batches.append((units[:, None] * together + torch.arange(together)).flatten())
-        start += count
-    return batches or [order]
+    by_length = lengths.view(-1, together).amax(dim=1).argsort(descending=True, stable=True)
+    orders = [by_length]
+    if prompts is not None:
+        numbers = prompts.numbers[by_length * together].tolist()
+        places = {number: place for place, number in enumerate(dict.fromkeys(numbers))}
+        orders.append(by_length[torch.tensor([places[number] for number in numbers]).argsort(stable=True)])
+    rows = [(order[:, None] * together + torch.arange(together)).flatten() for order in orders]
+    return min((_filled(each, lengths, tokens, together, prompts) for each in rows), key=lambda cut: cut[0])[1]
+
+
+def _filled(
+    rows: Tensor, lengths: Tensor, budget: int, together: int, prompts: SharedPrompts | None
+) -> tuple[int, list[Tensor]]:
+    """Fill one batch after the other with rows as they come; return the tokens of all batches, and their rows."""
+    batches, total = [], 0
+    while len(rows):
+        counts = torch.arange(1, len(rows) + 1)
+        tokens = counts * lengths[rows].cummax(0).values  # of the first row, of the first two, ...
+        if prompts is not None:
+            shared = prompts.tokens(rows)
+            tokens = torch.where(pays(shared, tokens), shared, tokens)
+        fitting = int((tokens <= budget)[together - 1 :: together].int().cumprod(0).sum())
+        count = max(1, fitting) * together
+        batches.append(rows[:count])
+        total, rows = total + int(tokens[count - 1]), rows[count:]
+    return total, batches or [rows]
 
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
@@ -207,7 +211,3 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     shape = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
     floor = config.final_fraction if config.schedule != "constant" else 0.0
     return config.learning_rate * (floor + (1 - floor) * shape[config.schedule])
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)

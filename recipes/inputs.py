@@ -139,8 +139,10 @@ def make_model(options: ModelOptions, *, seed: int) -> nn.Module:
     """Load a model in float32, with new adapters if asked for."""
     # Adapters name their base by this path, and are to be found from any working directory.
     path = str(Path(options.model).resolve()) if Path(options.model).exists() else options.model
+    if options.quantize and not options.lora_rank and not (Path(path) / "adapter_config.json").exists():
+        raise ValueError(f"--quantize {options.quantize} freezes all weights: train adapters, with --lora-rank 16")
     with _told(options.model):
-        model = load_model(path, trust_remote_code=options.trust_remote_code)
+        model = load_model(path, trust_remote_code=options.trust_remote_code, quantize=options.quantize)
     if options.lora_rank and hasattr(model, "peft_config"):
         raise ValueError(f"{options.model} has adapters, and these are trained on: leave out --lora-rank")
     return with_adapters(model, options, seed=seed)
@@ -148,6 +150,8 @@ def make_model(options: ModelOptions, *, seed: int) -> nn.Module:
 
 def make_reward_model(options: ModelOptions, *, seed: int) -> Any:
     """Load a reward model in float32, or put a new head on a causal LM."""
+    if options.quantize:
+        raise ValueError(f"--quantize {options.quantize} is for policies: a reward model is saved with adapters merged")
     with _told(options.model):
         return load_reward_model(options.model, seed=seed, trust_remote_code=options.trust_remote_code)
 
@@ -194,7 +198,8 @@ def with_adapters(model: nn.Module, options: ModelOptions, *, seed: int) -> nn.M
 
 def count_parameters(model: nn.Module) -> str:
     """Say how many parameters a model has, and how many of them are trained."""
-    total = sum(p.numel() for p in model.parameters())
+    stored = [getattr(p, "quant_state", None) or p for p in model.parameters()]  # two 4-bit numbers are one byte
+    total = sum(p.shape.numel() for p in stored)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f"{total:,} parameters, {'all' if trained == total else f'{trained:,}'} of them trained"
 
@@ -210,10 +215,11 @@ def check_fit(model: nn.Module, ids: Sequence[Sequence[int]], new_tokens: int = 
         )
     room = getattr(config, "max_position_embeddings", None) or longest
     if longest > room:
-        raise ValueError(
-            f"the longest text has {longest} tokens ({new_tokens} of them new), but the model was made for {room}: "
-            "lower --max-new-tokens, or leave long prompts out with --max-prompt-tokens N --too-long drop"
-        )
+        words, advice = "", f"leave long ones out with --max-tokens {room} --too-long drop"
+        if new_tokens:
+            words = f" ({new_tokens} of them new)"
+            advice = "lower --max-new-tokens, or leave long prompts out with --max-prompt-tokens N --too-long drop"
+        raise ValueError(f"the longest text has {longest} tokens{words}, but the model was made for {room}: {advice}")
 
 
 def sampling_habits(model: nn.Module) -> dict[str, Any]:

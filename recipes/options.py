@@ -59,6 +59,9 @@ class ModelOptions:
     """Rank of the LoRA adapters; 0 trains all weights."""
     lora_alpha: int = 32
     """The adapters' output is scaled by lora_alpha / lora_rank."""
+    quantize: Literal["4bit"] | None = None
+    """Hold the frozen weights under the adapters as 4-bit numbers (QLoRA), an eighth of their memory in float32; needs
+    'align-rl[qlora]'."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 

@@ -46,9 +46,9 @@ def share_of_letter(prompts, completions, letter):
     return [sum(c in "abcdefghij" for c in text) / 8 for text in completions]
 
 
-def small_policy(*, lora: bool = False, double: bool = False, kind: Any = Policy) -> tuple[Any, Any]:
+def small_policy(*, lora: bool = False, double: bool = False, kind: Any = Policy, model: Any = None) -> tuple[Any, Any]:
     tokenizer = tiny_tokenizer()
-    model = tiny_model(vocab_size=len(tokenizer), initializer_range=0.1)
+    model = model or tiny_model(vocab_size=len(tokenizer), initializer_range=0.1)
     model = model.double() if double else model
     model.config.eos_token_id = tokenizer.eos_token_id
     disable_dropout(model)
@@ -64,9 +64,10 @@ def small_grpo(
     max_new_tokens=6,
     micro=10_000,
     mixed_precision="no",
+    model=None,
     **changes,
 ):
-    policy, tokenizer = small_policy(lora=lora, double=double)
+    policy, tokenizer = small_policy(lora=lora, double=double, model=model)
     config = GRPOConfig(
         **{
             "steps": 6,
@@ -129,8 +130,8 @@ def small_ppo(
     return PPO(policy, sampler, prompts, [Reward(reward)], config, Accelerator(cpu=True), reference=reference)
 
 
-def small_sft(*, lora: bool = False, double: bool = False, micro: int = 10_000, **changes):
-    policy, _ = small_policy(lora=lora, double=double)
+def small_sft(*, lora: bool = False, double: bool = False, micro: int = 10_000, model=None, **changes):
+    policy, _ = small_policy(lora=lora, double=double, model=model)
     ids = [[5 + (7 * row + t) % 50 for t in range(3 + row % 5)] for row in range(12)]
     examples = Examples(ids, [[False] + [True] * (len(row) - 1) for row in ids])
     config = SFTConfig(

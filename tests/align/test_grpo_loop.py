@@ -196,6 +196,7 @@ def test_in_bfloat16_sampler_trainer_and_reference_share_their_arithmetic_and_th
     fresh_accelerator,
 ):
     algorithm = small_grpo(kl=True, mixed_precision="bf16")
+    assert algorithm.trainer.unwrapped.shortcuts().cache  # found out once, in float32
     seen = []
     algorithm.sampler.model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
     metrics = run(algorithm, 2)

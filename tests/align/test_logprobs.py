@@ -12,7 +12,7 @@ from align import logprobs
 from align.batch import Sequences
 from align.logprobs import Policy, token_logprobs
 from align.models import disable_dropout
-from tests.models import ARCHITECTURES, tiny_model
+from tests.models import EVERY, STATE_SPACE, WITHOUT_CACHE, stirred_model, tiny_model
 
 
 def batch(seed: int = 0) -> Sequences:
@@ -35,9 +35,9 @@ def softmax_by_hand(model, sequences: Sequences, temperature: float = 1.0):
     return logprobs, entropy
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("kind", EVERY)
 def test_logprobs_and_entropy_are_those_of_a_plain_softmax_over_each_row_alone(kind):
-    model, sequences = tiny_model(kind), batch()
+    model, sequences = stirred_model(kind), batch()
     model.eval()
     expected = softmax_by_hand(model, sequences, temperature=0.7)
     got = token_logprobs(
@@ -49,9 +49,9 @@ def test_logprobs_and_entropy_are_those_of_a_plain_softmax_over_each_row_alone(k
     assert_close(without_mask.logprobs, expected[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2", "opt"])
-def test_padding_on_the_left_changes_nothing_not_even_beyond_a_sliding_window(kind):
-    model, sequences = tiny_model(kind).eval(), batch()
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2", "opt", *STATE_SPACE, *WITHOUT_CACHE])
+def test_padding_on_the_left_changes_nothing_not_even_beyond_a_sliding_window_or_in_a_state(kind):
+    model, sequences = stirred_model(kind).eval(), batch()
     right = token_logprobs(model, sequences.input_ids, sequences.attention_mask, sequences.action_mask).logprobs
     shifts = (sequences.input_ids.shape[1] - sequences.lengths).tolist()
 
@@ -163,8 +163,16 @@ def test_dropout_is_off_everywhere_while_modules_stay_in_train_mode():
     assert model.training
 
 
-def test_functional_dropout_of_attention_is_off_too():
-    model = tiny_model("llama", attention_dropout=0.5).train()
+@pytest.mark.parametrize(
+    "kind, chances",
+    [
+        ("llama", {"attention_dropout": 0.5}),
+        ("falcon", {"attention_dropout": 0.5, "hidden_dropout": 0.5}),  # read from the config
+        ("mixtral", {"router_jitter_noise": 0.5}),
+    ],
+)
+def test_what_makes_a_forward_random_beside_layers_of_dropout_is_off_too(kind, chances):
+    model = tiny_model(kind, **chances).train()
     sequences = batch()
     disable_dropout(model)
     with warnings.catch_warnings():
@@ -173,6 +181,15 @@ def test_functional_dropout_of_attention_is_off_too():
             token_logprobs(model, sequences.input_ids, None, sequences.action_mask).logprobs for _ in range(2)
         )
     assert_close(first, second, rtol=0, atol=0)
+
+
+def test_a_model_whose_experts_are_drawn_at_random_is_refused():
+    import transformers
+
+    sizes = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+    config = transformers.PhimoeConfig(**sizes, num_key_value_heads=2, num_local_experts=4)
+    with pytest.raises(ValueError, match="draws its experts at random"):
+        disable_dropout(transformers.AutoModelForCausalLM.from_config(config))
 
 
 def test_adapters_that_add_virtual_tokens_are_refused_by_name():

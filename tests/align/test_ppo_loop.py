@@ -172,7 +172,7 @@ def test_a_truncated_completion_is_scored_or_bootstrapped_and_never_both():
 
 
 def test_the_bootstrap_is_the_value_of_the_state_after_the_last_token():
-    algorithm = small_ppo(max_new_tokens=3, token_rewards={"truncated": "bootstrapped"})
+    algorithm = small_ppo(max_new_tokens=3, micro=100, token_rewards={"truncated": "bootstrapped"})
     torch.nn.init.normal_(algorithm.trainer.unwrapped.value_head.weight)
     rollouts = algorithm._sample()
     seen, plain = (
@@ -181,7 +181,7 @@ def test_the_bootstrap_is_the_value_of_the_state_after_the_last_token():
             None,
             rollouts.sequences,
             algorithm.accelerator,
-            tokens_per_micro_batch=100,
+            cut=algorithm.trainer.cut,
             look_ahead=ahead,
         )
         for ahead in (True, False)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from torch.testing import assert_close
 
+from align import decoding
 from align import sampler as sampler_module
 from align.batch import Prompts
 from align.config import SamplingConfig
-from align.logprobs import token_logprobs
 from align.models import disable_dropout
 from align.sampler import Sampler, draw, row_keys, uniforms
-from tests.models import ARCHITECTURES, tiny_model
+from tests.models import EVERY, WITHOUT_CACHE, stirred_model, tiny_model
 
 EOS = (2, 7)
 
@@ -34,7 +32,7 @@ def prompts(*lengths: int) -> Prompts:
 
 def make(kind: str = "llama", *, max_new_tokens: int = 12, temperature: float = 0.8, budget: int = 10_000) -> Sampler:
     config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, tokens_per_batch=budget)
-    model = tiny_model(kind)
+    model = stirred_model(kind)
     disable_dropout(model)
     return Sampler(model, Decoder(), config, eos_token_ids=EOS)
 
@@ -44,15 +42,25 @@ def completions(rollouts) -> list[list[int]]:
     return [ids[mask].tolist() for ids, mask in zip(s.input_ids, s.action_mask, strict=True)]
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_logprobs_and_entropy_kept_while_sampling_are_those_of_a_plain_forward(kind):
-    sampler = make(kind)
-    rollouts = sampler.sample(prompts(13, 3, 20), group_size=4, seed=0, step=0)
+@pytest.mark.parametrize("kind", EVERY)
+def test_what_is_kept_while_sampling_is_what_a_plain_forward_of_the_whole_padded_sequences_says(
+    kind, recwarn, monkeypatch
+):
+    monkeypatch.setattr(sampler_module, "COMPACT_BELOW", 0.99)  # whenever a row ends
+    sampler = make(kind, max_new_tokens=16)
+    rollouts = sampler.sample(prompts(13, 3, 20), group_size=8, seed=0, step=0)
+    slow = any("cache cannot be expanded" in str(warning.message) for warning in recwarn)
+    assert slow == (kind in WITHOUT_CACHE)
     s = rollouts.sequences
-    plain = token_logprobs(sampler.model, s.input_ids, s.attention_mask, s.action_mask, temperature=0.8, entropy=True)
-    assert_close(rollouts.logprobs, plain.logprobs.detach(), atol=1e-5, rtol=0)
-    assert_close(rollouts.entropy, plain.entropy.detach(), atol=1e-5, rtol=1e-5)
-    lengths = s.action_mask.sum(1)
+    with torch.no_grad():
+        logits = sampler.model(input_ids=s.input_ids, attention_mask=s.attention_mask, use_cache=False).logits
+    logp = (logits / 0.8).log_softmax(-1)
+    said = logp[:, :-1].gather(-1, s.input_ids[:, 1:, None])[..., 0]
+    mask = s.action_mask[:, 1:]
+    assert_close(rollouts.logprobs[:, 1:], torch.where(mask, said, 0), atol=1e-5, rtol=1e-5)
+    entropy = -(logp.exp() * logp).sum(-1)[:, :-1]
+    assert_close(rollouts.entropy[:, 1:], torch.where(mask, entropy, 0), atol=1e-5, rtol=1e-5)
+    lengths = mask.sum(1)
     assert lengths.min() < lengths.max(), "the test wants completions of several lengths"
 
 
@@ -148,20 +156,32 @@ def test_without_an_expandable_cache_the_same_completions_come_slowly_and_it_is_
     assert_close(fast.logprobs, slow.logprobs, atol=1e-5, rtol=0)
 
 
-def test_a_state_space_model_is_sampled_correctly_too():
-    import transformers
+@pytest.mark.parametrize("kind", ["mamba", "falcon_h1", "qwen3_next"])
+def test_a_state_that_is_not_continued_rightly_is_noticed_and_left_alone(kind, monkeypatch):
+    expected = make(kind).sample(prompts(13, 3), group_size=4, seed=0, step=0)
+    spoilt, forward = make(kind), sampler_module._CachedDecoder.append
 
-    torch.manual_seed(0)
-    config = transformers.MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2, state_size=4)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    model.requires_grad_(False).get_input_embeddings().weight.normal_()
-    sampler = Sampler(model, Decoder(), SamplingConfig(max_new_tokens=6), eos_token_ids=EOS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rollouts = sampler.sample(prompts(13, 3), group_size=3, seed=0, step=0)
-        s = rollouts.sequences
-        plain = token_logprobs(model, s.input_ids, None, s.action_mask)
-    assert_close(rollouts.logprobs, plain.logprobs, atol=1e-5, rtol=0)
+    def spoil(self, tokens):
+        for layer in self.cache.layers:
+            for state in getattr(layer, "conv_states", {}).values():
+                state.zero_()
+        forward(self, tokens)
+
+    monkeypatch.setattr(sampler_module._CachedDecoder, "append", spoil)
+    with pytest.warns(UserWarning, match="cache cannot be expanded"):
+        slow = spoilt.sample(prompts(13, 3), group_size=4, seed=0, step=0)
+    assert completions(slow) == completions(expected)
+    assert_close(slow.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+
+
+def test_a_state_is_tried_once_a_model_and_one_of_attention_alone_never(monkeypatch):
+    tried, is_exact = [], decoding._is_exact
+    monkeypatch.setattr(decoding, "_is_exact", lambda *rest: tried.append(1) or is_exact(*rest))
+    for kind, times in (("mistral", 0), ("lfm2", 1)):
+        sampler = make(kind, budget=100)
+        for step in range(2):
+            sampler.sample(prompts(13, 3, 20), group_size=2, seed=0, step=step)
+        assert len(tried) == times
 
 
 def test_gradient_checkpointing_changes_nothing_and_train_mode_is_restored():

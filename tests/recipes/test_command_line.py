@@ -156,3 +156,13 @@ def test_another_package_named_align_is_noticed_and_named(tmp_path: Path):
     told = python("from recipes.cli import main; main(['grpo'])", tmp_path, PYTHONPATH=path)
     assert told.returncode == 2 and told.stderr.count("\n") == 1
     assert str(tmp_path) in told.stderr and "pip uninstall align" in told.stderr
+
+
+def test_examples_beyond_the_models_window_are_refused_with_the_option_that_leaves_them_out(align: Align, place: Path):
+    rows = [{"prompt": "1+1=", "completion": "2" * length} for length in (1, 300)]
+    (place / "long_pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sft = ("sft", "--model", "model", "--data", "long_pairs.jsonl", "--steps", 1, "--examples-per-step", 1)
+    told = align(*sft, "--directory", "sft-long", code=2)
+    assert "the longest text has 306 tokens, but the model was made for 256: leave long ones out with" in told
+    told = align(*sft, "--max-tokens", 256, "--too-long", "drop", "--directory", "sft-cut")
+    assert "1 examples of 7 tokens; 1 that were too long are left out" in told
