@@ -12,7 +12,7 @@ import difflib
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     import gymnasium
 
     from align.runs.run import RunResult
-    from classic_rl.envs import EnvSource
 
 Config = TypeVar("Config")
 Rewards = Literal["true", "shaped"]
@@ -152,7 +151,7 @@ def learner(kind: str, options: Options[Any]) -> Any:
     return class_of(kind)(source_of(options), options.agent)
 
 
-def source_of(options: Options[Any]) -> EnvSource:
+def source_of(options: Options[Any]) -> str | Callable[[], gymnasium.Env[Any, Any]]:
     """Return what an agent learns in.
 
     Raises:
