@@ -223,8 +223,8 @@ class DQN(Agent[QPolicy]):
             yield self._report_of(min((self.step + 1) * self.config.report_every, self.config.env_steps))
 
     def _report_of(self, until: int) -> dict[str, float]:
-        started, first, sums = time.perf_counter(), self.env_steps, _Sums()
-        while self.env_steps < until:
+        started, first, sums = time.perf_counter(), self.stepper.env_steps, _Sums()
+        while self.stepper.env_steps < until:
             self._interact()
             for _ in range(self._updates_due()):
                 self._update(sums)
@@ -232,17 +232,17 @@ class DQN(Agent[QPolicy]):
         took = time.perf_counter() - started
         return {
             **self.stepper.metrics(),
-            "steps/total": float(self.env_steps),
-            "steps/per_second": (self.env_steps - first) / took,
+            "steps/total": float(self.stepper.env_steps),
+            "steps/per_second": (self.stepper.env_steps - first) / took,
             **sums.means(),
             "optim/updates": float(self.updates),
-            "optim/learning_rate": self._learning_rate(self.env_steps),
+            "optim/learning_rate": self._learning_rate(self.stepper.env_steps),
             "policy/epsilon": self._epsilon_now(),
             "time/step": took,
         }
 
     def _epsilon_now(self) -> float:
-        return self._epsilon(self.env_steps) if self.env_steps >= self.config.learning_starts else 1.0
+        return self._epsilon(self.stepper.env_steps) if self.stepper.env_steps >= self.config.learning_starts else 1.0
 
     def _interact(self) -> None:
         """Take one step in every environment, and remember it."""
@@ -256,10 +256,10 @@ class DQN(Agent[QPolicy]):
         )  # fmt: skip
 
     def _updates_due(self) -> int:
-        if self.env_steps < self.config.learning_starts or not len(self.replay):
+        if self.stepper.env_steps < self.config.learning_starts or not len(self.replay):
             return 0
-        every, before = self.config.train_every, self.env_steps - self.stepper.num_envs
-        return (self.env_steps // every - before // every) * self.config.updates
+        every, before = self.config.train_every, self.stepper.env_steps - self.stepper.num_envs
+        return (self.stepper.env_steps // every - before // every) * self.config.updates
 
     def _update(self, sums: _Sums) -> None:
         """Take one gradient step on one batch.
@@ -268,7 +268,7 @@ class DQN(Agent[QPolicy]):
             FloatingPointError: if the loss is not finite; the weights are as they were.
         """
         config = self.config
-        batch = self.replay.sample(config.batch_size, self.rng, beta=self._beta(self.env_steps))
+        batch = self.replay.sample(config.batch_size, self.rng, beta=self._beta(self.stepper.env_steps))
         errors = td_errors(batch, self.network, self.target, double=config.target.double)
         loss = (batch.weights * td_loss(errors, delta=config.huber_delta)).mean()
         if not math.isfinite(loss.item()):
@@ -276,7 +276,7 @@ class DQN(Agent[QPolicy]):
                 f"the loss of update {self.updates + 1} is not finite: the values diverged, or a reward is not finite. "
                 "The weights are as they were; lower the learning rate, or look at the environment's rewards."
             )
-        norm = self.optimizer.step(loss, learning_rate=self._learning_rate(self.env_steps))
+        norm = self.optimizer.step(loss, learning_rate=self._learning_rate(self.stepper.env_steps))
         self.updates += 1
         if self.updates % config.target.every == 0:
             move_towards(self.target, self.network, rate=config.target.rate)
