@@ -25,6 +25,7 @@ LARGE_KL = 1.0  # nats per token; a useful policy stays within a few tenths
 LARGE_GAP = 0.05  # nats per token; 1e-5 in float32, about 0.01 between bfloat16 kernels
 LARGE_CLIP_FRACTION = 0.3
 EXPLODED = 10.0  # times the gradient norm, or the error of values, of the first steps
+SWING = 1.0  # times their size; errors of agents that learn change by a tenth to a half of it
 ALIKE = 50  # steps over which no episode differs from another
 KEPT = 0.5  # of what the return had gained
 
@@ -284,6 +285,24 @@ def _diverging_values(first: Steps, recent: Steps) -> Iterable[Finding]:
     )
 
 
+def _swinging_values(first: Steps, recent: Steps) -> Iterable[Finding]:
+    errors, returns = _errors(recent)[-2 * WINDOW :], _values(recent, "episode/return")[-2 * WINDOW :]
+    if len(errors) < 2 * WINDOW or len(returns) < 2 * WINDOW:
+        return
+    swing, size = median(abs(after - before) for before, after in pairwise(errors)), median(errors)
+    if swing <= SWING * size or fmean(returns[WINDOW:]) > fmean(returns[:WINDOW]):
+        return
+    yield Finding(
+        "errors of values swing",
+        f"From one step to the next the error of the values changed by {swing:.3g}, where its size is {size:.3g} "
+        f"(medians of the last {2 * WINDOW} steps, step {_now(recent)}), and the return did not rise: "
+        "each update undoes the one before.",
+        "Lower learning_rate, learn from larger batches, or let the target network follow in small steps "
+        "(target.rate below 1 with target.every 1).",
+        _now(recent),
+    )
+
+
 def _episodes_alike(first: Steps, recent: Steps) -> Iterable[Finding]:
     lengths, returns = _full(recent, "episode/length", ALIKE), _full(recent, "episode/return", ALIKE)
     if not lengths or not returns or len({*lengths}) > 1 or len({*returns}) > 1:
@@ -370,6 +389,7 @@ RULES: list[Callable[[Steps, Steps], Iterable[Finding]]] = [
     _clip_fraction,
     _idle_critic,
     _diverging_values,
+    _swinging_values,
     _episodes_alike,
     _return_collapse,
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -60,6 +61,22 @@ def test_a_return_that_is_lost_again_is_told_with_what_it_was(name: str) -> None
     assert "fell to" in told and "learning_rate" in told
     dip = then(name, episode_return=lambda n: best * (0.75 if n < 20 else 1.0))
     assert "return collapse" not in said(dip)
+
+
+@pytest.mark.parametrize("name", ["a2c", "ppo", "dqn"])
+def test_errors_that_go_up_and_down_from_step_to_step_are_told_unless_the_return_rises(name: str) -> None:
+    error = "value_td_error" if name == "dqn" else "loss_value"
+
+    def up_and_down(n: int) -> float:
+        return 9.0 if n % 2 else 0.5
+
+    last = learned(name)[-1]["episode/return"]
+    still: dict[str, Callable[[int], float]] = {error: up_and_down, "episode_return": lambda n: last}
+    assert "undoes" in said(then(name, **still))["errors of values swing"]
+    rising: dict[str, Callable[[int], float]] = {**still, "episode_return": lambda n: last + n}
+    assert "errors of values swing" not in said(then(name, **rising))
+    slow: dict[str, Callable[[int], float]] = {**still, error: lambda n: 4.0 + 3.0 * math.sin(n / 3)}
+    assert "errors of values swing" not in said(then(name, **slow))
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9, 0.97])

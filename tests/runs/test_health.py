@@ -110,6 +110,12 @@ UNHEALTHY = [
         "target.every",
     ),
     (
+        "errors of values swing",
+        [{"value/td_error": 9.0 if step % 2 else 0.5, "episode/return": 20.0} for step in range(60)],
+        "changed by 8.5, where its size is 4.75 (medians of the last 40 steps, step 40)",
+        "target.rate",
+    ),
+    (
         "episodes all alike",
         [{"episode/length": 200.0, "episode/return": -200.0} for _ in range(60)],
         "200 steps and a return of -200 over the last 50 steps",
