@@ -39,7 +39,7 @@ class OptimizerConfig:
 class SamplingConfig:
     """How completions are sampled: by default from the full softmax, so that what is trained is what was sampled.
 
-    With top_p or top_k another distribution is sampled than is trained, and losses are weighed: see --importance.
+    With top_p or top_k another distribution is sampled than is trained, and training weighs its tokens for that.
     """
 
     max_new_tokens: int = 256
