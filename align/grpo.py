@@ -326,7 +326,7 @@ class GRPO:
         metrics["policy/clip_fraction"] = sums.get("clipped", 0.0) / tokens
         if self.update == 0:
             metrics["policy/sampler_gap"] = sums.get("gap", 0.0) / tokens
-            metrics |= importance_metrics(sums, tokens) if self.importance is not None else {}
+            metrics |= importance_metrics(sums, sums.get("tokens", 0.0)) if self.importance is not None else {}
         if self.reference is not None:
             metrics["kl/reference"] = sums.get("kl", 0.0) / tokens
         return metrics

@@ -2,14 +2,17 @@
 
     drawn by                               log-probabilities recorded       learned without weights
     the policy itself                      the policy's own                 on-policy: nothing to weigh
-    the policy, cut by top_p or top_k      the truncated, renormalised      what is kept counts 1 / p(kept) too much
+    the policy, cut by top_p or top_k      the truncated, renormalised      what is kept counts 1 / p(kept) times
     another precision, kernel or program   that one's                       off-policy, by as much as the two disagree
 
 The policy's log-probabilities are of its full distribution at the temperature, whatever drew the tokens. Where that
 was another distribution, two ratios are kept apart: policy / policy when drawn, which the surrogate clips, and policy
-when drawn / sampler, which is a constant weight of the token's loss. Words that were left out are never seen, so what
-they would have earned is not learned; the other way, to train the truncated distribution itself with the words that
-were kept (DeepSeek-AI 2025, arXiv:2512.02556), needs them stored for every token, and is not taken here.
+when drawn / sampler, which is a constant weight: in GRPO of the token's loss, its KL included, in PPO of its advantage,
+not of what the critic learns. A token of weight 0 has no gradient, but counts in the denominator.
+
+Words that were left out are never seen, so what they would have earned is not learned. The other way, to train the
+truncated distribution itself on the words that were kept (DeepSeek-AI 2025, arXiv:2512.02556), needs those words
+stored for every token, and is not taken here.
 """
 
 from __future__ import annotations
@@ -109,8 +112,7 @@ def importance_of(
 
 
 def importance_metrics(sums: dict[str, float], tokens: float) -> dict[str, float]:
-    """Return the metrics of the weights of a step, from their sums over all processes and the tokens they are of."""
-    return {
-        "policy/importance_weight": sums.get("weights", 0.0) / tokens,
-        "policy/importance_cut": sums.get("outside", 0.0) / tokens,
-    }
+    """Return the metrics of weights, from sums over all processes and the tokens they are of; without any, none."""
+    if tokens == 0:
+        return {}
+    return {"policy/importance_weight": sums["weights"] / tokens, "policy/importance_cut": sums["outside"] / tokens}

@@ -241,7 +241,7 @@ class PPO:
         described = self._describe(rollouts, targets, token_rewards, seen.ref_logprobs)
         if weighed is not None:
             sums = self.trainer.sum_over_processes(weighed.sums(action_mask) | {"tokens": action_mask.sum()})
-            described |= importance_metrics(sums, max(sums["tokens"], 1.0))
+            described |= importance_metrics(sums, sums["tokens"])
         if self.reference is not None:
             described["kl/coef"] = self.kl_coef
             if config.kl_target is not None:

@@ -31,12 +31,10 @@ def truncated(logits: Tensor, *, top_p: float = 1.0, top_k: int = 0) -> Tensor:
     tensor([0.0000, 0.6667, 0.0000, 0.3333])
     """
     values, order = logits.float().sort(dim=-1, descending=True, stable=True)
-    kept = torch.ones_like(values, dtype=torch.bool)
     if top_k:
-        kept[..., top_k:] = False
+        values, order = values[..., :top_k], order[..., :top_k]
     if top_p < 1:
-        probs = values.masked_fill(~kept, -torch.inf).double().softmax(-1)
-        before = probs.cumsum(-1).roll(1, dims=-1)  # of the likelier words
+        before = values.softmax(-1).cumsum(-1, dtype=torch.float64).roll(1, dims=-1)  # of the likelier words
         before[..., 0] = 0.0
-        kept &= before < top_p
-    return torch.full_like(values, -torch.inf).scatter(-1, order, values.masked_fill(~kept, -torch.inf))
+        values = values.masked_fill(before >= top_p, -torch.inf)
+    return torch.full_like(logits, -torch.inf, dtype=torch.float32).scatter(-1, order, values)

@@ -245,6 +245,11 @@ def test_a_token_that_is_left_out_has_no_gradient_but_counts_in_the_denominator(
     assert second["tokens/trained"] == first["tokens/trained"]
 
 
+def test_a_step_that_learns_from_no_token_has_no_mean_weight():
+    metrics = run(small_grpo(sampling=FEW, reward=lambda prompts, completions, letter: [1.0] * len(completions)), 1)[0]
+    assert metrics["tokens/trained"] == 0 and "policy/importance_weight" not in metrics
+
+
 def test_a_weight_of_a_half_everywhere_halves_the_gradient():
     plain, half = small_grpo(kl=True, double=True), small_grpo(kl=True, double=True)
     half.importance = lambda logprobs, sampled, mask: importance_weights(logprobs, logprobs + 2**0.5, mask)._replace(
