@@ -104,7 +104,7 @@ class Rollouts:
     numbers: their numbers within the step, over all processes. N of them
     group_size: G, completions of each prompt.
     sequences: prompt and completion; its actions are the completion's tokens, the closing EOS among them. [B, T]
-    logprobs: log-probabilities under which the tokens were sampled, temperature included, 0 elsewhere. [B, T]
+    logprobs: of the distribution that drew the tokens, temperature and truncation included, 0 elsewhere. [B, T]
     entropy: entropy of the distribution that each action was drawn from, nats, 0 elsewhere. [B, T]
     terminated: True where an EOS ended the completion, False where the length cap cut it. [B]
     texts: the completions decoded, without special tokens unless the sampler was told to keep them. B of them

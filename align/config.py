@@ -37,18 +37,47 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How completions are sampled: from the full softmax, so that what is trained is what was sampled."""
+    """How completions are sampled: by default from the full softmax, so that what is trained is what was sampled.
+
+    With top_p or top_k another distribution is sampled than is trained, and training weighs its tokens for that.
+    """
 
     max_new_tokens: int = 256
     """Length cap of a completion, its EOS included."""
     temperature: float = 1.0
     """Divides the logits, in sampling and in every log-probability of the run."""
+    top_p: float = 1.0
+    """Draw among the fewest words, likeliest first, that come to this probability; 1 for all."""
+    top_k: int = 0
+    """Draw among so many words, the likeliest, top_p then being a share of theirs; 0 for all."""
     tokens_per_batch: int = 65_536
     """Tokens in the cache at once, though a group stays whole: bounds memory, never changes a completion."""
 
     def __post_init__(self) -> None:
         _must(self, "be at least 1", "max_new_tokens", "tokens_per_batch")
-        _must(self, "be above 0", "temperature", why="for greedy answers use a small one, such as 0.01")
+        _must(self, "be above 0", "temperature", why="for greedy answers use top_k 1")
+        _must(self, "lie in (0, 1]", "top_p")
+        _must(self, "not be negative", "top_k")
+
+
+ImportanceMode = Literal["token-truncate", "token-mask", "sequence-truncate", "sequence-mask"]
+
+
+@dataclass(frozen=True)
+class ImportanceConfig:
+    """Weights policy / sampler for tokens that another distribution drew than the policy: see align.importance."""
+
+    importance: ImportanceMode | None = None
+    """Weigh each token, or each whole completion, by policy / sampler, and bound the ratio or leave out what is outside
+    the bounds. None: token-truncate under top_p or top_k, otherwise nothing, since what samples is what learns."""
+    importance_low: float = 0.0
+    """Lower bound of the ratio."""
+    importance_high: float = 2.0
+    """Upper bound of the ratio."""
+
+    def __post_init__(self) -> None:
+        _must(self, "lie in [0, 1]", "importance_low")
+        _must(self, "be at least 1", "importance_high", why="a token that both would draw alike has a ratio of 1")
 
 
 @dataclass(frozen=True)
@@ -214,6 +243,7 @@ class PPOConfig:
     token_rewards: TokenRewardConfig = field(default_factory=TokenRewardConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    importance: ImportanceConfig = field(default_factory=ImportanceConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
@@ -253,6 +283,7 @@ class GRPOConfig:
     seed: int = 0
     """Seed of the order of the prompts and of every sampled token."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    importance: ImportanceConfig = field(default_factory=ImportanceConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
@@ -270,6 +301,7 @@ _RANGES: dict[str, Callable[[float], bool]] = {
     "be at least 1": lambda number: 1 <= number < math.inf,
     "be at least 2": lambda number: 2 <= number < math.inf,
     "lie in [0, 1]": lambda number: 0 <= number <= 1,
+    "lie in (0, 1]": lambda number: 0 < number <= 1,
     "be at least 0 and below 0.5": lambda number: 0 <= number < 0.5,
 }
 """What a number may be asked to do. Each says what is right, not what is wrong: every comparison with NaN is False."""

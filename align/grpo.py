@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from align.aggregate import Average, per_token
 from align.batch import Prompts, Rollouts, means_of, rows_at
 from align.config import GRPOConfig
+from align.importance import importance_metrics, importance_of
 from align.logprobs import TokenLogprobs
 from align.models import Reference, match_sampling
 from align.regroup import groups_of, joined, share_of, state_of_all
@@ -213,7 +214,7 @@ class GRPO:
         self.trainer = Trainer(policy, config.optimizer, accelerator, config.steps)
         self.surrogate = surrogate or partial(grpo_loss, clip_low=config.clip_low, clip_high=config.clip_high)
         self.advantages, self.average, self.reference = advantages, average, reference
-        self.penalty = penalty
+        self.penalty, self.importance = penalty, importance_of(config.importance, sampler.config)
         self.on_error: Literal["error", "skip", "zero"] = on_error
         self.step, self.total_steps = 0, config.steps
         self.update = 0  # updates already taken on the current rollouts
@@ -290,14 +291,17 @@ class GRPO:
         learning = (advantages != 0) | (self.reference is not None)
         kept = (learning & action_mask.any(dim=1)).nonzero()[:, 0]
         sequences = replace(rollouts.sequences, action_mask=action_mask).select(kept)
-        advantages, sampler_logprobs = advantages[kept], rollouts.logprobs[kept]
+        advantages, policy_logprobs = advantages[kept], rollouts.logprobs
+        if self.importance is not None:  # what drew was not the policy: the first update notes what the policy says
+            policy_logprobs = rollouts.notes.setdefault("policy_logprobs", torch.zeros_like(policy_logprobs))
 
         def loss_of(said: TokenLogprobs, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             logprobs, device = said.logprobs, said.logprobs.device
             batch = sequences.select(rows).to(device)
-            mask, sampled = batch.action_mask, sampler_logprobs[rows, : logprobs.shape[1]].to(device)
+            mask, where = batch.action_mask, (kept[rows], slice(logprobs.shape[1]))
+            sampled = rollouts.logprobs[where].to(device)
             # The weights that sampled are still the policy's in the first update: the ratio is 1 without rounding.
-            old_logprobs = logprobs.detach() if self.update == 0 else sampled
+            old_logprobs = logprobs.detach() if self.update == 0 else policy_logprobs[where].to(device)
             loss = self.surrogate(logprobs, old_logprobs, advantages[rows].to(device), mask)
             # Whatever the surrogate clips, a ratio a token or one a sequence, is what gives no gradient any more.
             (gradient,) = torch.autograd.grad(loss.sum(), logprobs, retain_graph=True)
@@ -309,6 +313,10 @@ class GRPO:
                     ref_logprobs = self.reference(batch.input_ids, mask)
                 loss = loss + self.config.kl_coef * ratio_weighted_k3(logprobs, old_logprobs, ref_logprobs, mask)
                 sums["kl"] = kl_k3(logprobs.detach(), ref_logprobs)[mask].sum()
+            if self.importance is not None:
+                policy_logprobs[where] = old_logprobs.cpu().to(policy_logprobs.dtype)
+                weighed = self.importance(old_logprobs, sampled, mask)
+                loss, sums = loss * weighed.weights, sums | weighed.sums(mask)
             return self.average.mean(loss, mask, denominator=denominator), sums
 
         sums = self.trainer.step(sequences, loss_of, step=self.step)
@@ -318,6 +326,7 @@ class GRPO:
         metrics["policy/clip_fraction"] = sums.get("clipped", 0.0) / tokens
         if self.update == 0:
             metrics["policy/sampler_gap"] = sums.get("gap", 0.0) / tokens
+            metrics |= importance_metrics(sums, sums.get("tokens", 0.0)) if self.importance is not None else {}
         if self.reference is not None:
             metrics["kl/reference"] = sums.get("kl", 0.0) / tokens
         return metrics

@@ -12,6 +12,8 @@ METRICS: dict[str, str] = {
     "completion/truncated": "share of completions that max_new_tokens cut before an EOS",
     "policy/entropy": "mean over sampled tokens of the entropy of the distribution they were drawn from, nats",
     "policy/sampler_gap": "mean over trained tokens of |log-prob of the trainer - of the sampler|, same weights, nats",
+    "policy/importance_weight": "mean over trained tokens of the weight policy / sampler, within its bounds",
+    "policy/importance_cut": "share of trained tokens whose ratio policy / sampler lay outside its bounds",
     "policy/clip_fraction": "share of trained tokens that are clipped: their advantage is not 0, but their gradient is",
     "policy/approx_kl": "k3 estimate of KL(policy that sampled || policy), mean over trained tokens, nats per token",
     "kl/completion": "k1 estimate of KL(policy || reference): summed over a completion, mean over completions, nats",

@@ -18,6 +18,7 @@ from align.batch import Prompts, Rollouts, epoch_order, means_of, rows_at
 from align.config import PPOConfig
 from align.critic import ActorCritic, Targets, last_actions, see
 from align.critic import completion_advantages as completion_advantages
+from align.importance import importance_metrics, importance_of
 from align.logprobs import TokenLogprobs
 from align.models import Reference, match_sampling
 from align.regroup import share_of, state_of_all
@@ -151,6 +152,7 @@ class PPO:
         self.config, self.sampler, self.prompts = config, sampler, prompts
         self.rewards = check_rewards(rewards, prompts.columns)
         self.accelerator, self.reference = accelerator, reference
+        self.importance = importance_of(config.importance, sampler.config)
         self.trainer = Trainer(policy, config.optimizer, accelerator, config.steps)
         self.on_error: Literal["error", "skip", "zero"] = on_error
         self.step, self.total_steps = 0, config.steps
@@ -232,8 +234,14 @@ class PPO:
         logprobs, values, returns = (
             torch.where(action_mask, each, 0.0) for each in (seen.logprobs, seen.values, advantages + seen.values)
         )
+        weighed = None if self.importance is None else self.importance(seen.logprobs, rollouts.logprobs, action_mask)
+        if weighed is not None:  # a weight is not negative, so weighing the advantage weighs the clipped surrogate
+            whitened = whitened * weighed.weights
         targets = Targets(action_mask, logprobs, values, whitened, returns)
         described = self._describe(rollouts, targets, token_rewards, seen.ref_logprobs)
+        if weighed is not None:
+            sums = self.trainer.sum_over_processes(weighed.sums(action_mask) | {"tokens": action_mask.sum()})
+            described |= importance_metrics(sums, sums["tokens"])
         if self.reference is not None:
             described["kl/coef"] = self.kl_coef
             if config.kl_target is not None:

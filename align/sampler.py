@@ -17,6 +17,7 @@ from align.batch import Prompts, Rollouts, Sequences
 from align.config import SamplingConfig
 from align.decoding import PlainDecoder, continues
 from align.logprobs import expandable, forward, left_padded
+from align.truncation import truncated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +64,7 @@ class Sampler:
     def sample(
         self, prompts: Prompts, *, group_size: int, seed: int, step: int, numbers: Sequence[int] | None = None
     ) -> Rollouts:
-        """Sample `group_size` completions of every prompt from the full softmax at the config's temperature.
+        """Sample `group_size` completions of every prompt at the config's temperature, top_p and top_k.
 
         Args:
             prompts: N prompts.
@@ -109,7 +110,10 @@ class Sampler:
         alive = torch.ones_like(rows, dtype=torch.bool)
         decoder = _decoder(self.model, ids, group_size, cap, device)
         for position in range(cap):
-            tokens, logprobs, entropy = draw(decoder.logits / self.config.temperature, randoms[rows, position])
+            logits = decoder.logits / self.config.temperature
+            if self.config.top_p < 1 or self.config.top_k:
+                logits = truncated(logits, top_p=self.config.top_p, top_k=self.config.top_k)
+            tokens, logprobs, entropy = draw(logits, randoms[rows, position])
             # a row that ended may still be in the batch: it is written on, past the length that counts
             drawn.ids[rows, position], drawn.logprobs[rows, position] = tokens, logprobs
             drawn.entropy[rows, position] = entropy

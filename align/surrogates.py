@@ -88,6 +88,7 @@ def kl_penalty(
     """Return a penalty for `GRPO`: kl_coef * sum_t (log pi - log pi_ref)_t, k1 of the whole completion.
 
     Taken off the reward it has the KL's own policy gradient; the policy's log-probabilities are those sampled with.
+    Under top_p or top_k those are the truncated distribution's, and so is the KL.
     What `reward/mean` then reports is the penalised reward; the parts stay as they are.
 
     Args:

@@ -24,6 +24,7 @@ COLLAPSED_ENTROPY = 0.1  # of the entropy of the first steps
 LARGE_KL = 1.0  # nats per token; a useful policy stays within a few tenths
 LARGE_GAP = 0.05  # nats per token; 1e-5 in float32, about 0.01 between bfloat16 kernels
 LARGE_CLIP_FRACTION = 0.3
+FAR_WEIGHT, LARGE_CUT = 0.5, 0.1
 EXPLODED = 10.0  # times the gradient norm, or the error of values, of the first steps
 SWING = 1.0  # times their size; errors of agents that learn change by a tenth to a half of it
 ALIKE = 50  # steps over which no episode differs from another
@@ -168,12 +169,29 @@ def _kl_blow_up(first: Steps, recent: Steps) -> Iterable[Finding]:
 
 def _sampler_gap(first: Steps, recent: Steps) -> Iterable[Finding]:
     values = _full(recent, "policy/sampler_gap", 3)
+    if _values(recent, "policy/importance_weight"):
+        return  # they are known to differ, and what is learned is weighed
     if values and fmean(values) > LARGE_GAP:
         yield Finding(
             "sampler and trainer disagree",
             f"The sampler and the trainer disagree by {fmean(values):.2g} nats per token (step {_now(recent)}; "
             f"up to {LARGE_GAP} is rounding): the policy is trained on what another one said.",
-            "Check that the sampler takes each new weight and uses the same temperature, template and precision.",
+            "Check that the sampler takes each new weight and uses the same temperature, template and precision; "
+            "where that is so and the gap stays, weigh what is learned: --importance token-truncate.",
+            _now(recent),
+        )
+
+
+def _far_sampler(first: Steps, recent: Steps) -> Iterable[Finding]:
+    weights, cut = _full(recent, "policy/importance_weight", 3), _full(recent, "policy/importance_cut", 3)
+    # Where the sampler may draw all that the policy may, and no bound is met, the mean weight is 1.
+    if weights and cut and (fmean(weights) < FAR_WEIGHT or fmean(cut) > LARGE_CUT):
+        yield Finding(
+            "sampler far from the policy",
+            f"The importance weights are {fmean(weights):.2g} in the mean, and {fmean(cut):.0%} of tokens lie outside "
+            f"their bounds (step {_now(recent)}): little of what is sampled is learned as the policy would have it.",
+            "Raise top_p or top_k, take new weights to the sampler more often, or weigh tokens in place of sequences "
+            "(--importance token-truncate).",
             _now(recent),
         )
 
@@ -383,6 +401,7 @@ RULES: list[Callable[[Steps, Steps], Iterable[Finding]]] = [
     _entropy_collapse,
     _kl_blow_up,
     _sampler_gap,
+    _far_sampler,
     _gradient,
     _silent_parts,
     _flat_reward,

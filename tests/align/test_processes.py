@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing as mp
 from torch.testing import assert_close
 
-from align.config import OptimizerConfig
+from align.config import ImportanceConfig, OptimizerConfig, SamplingConfig
 from align.dpo import DPO
 from align.kto import KTO
 from align.reward_model import RewardTraining
@@ -81,6 +81,18 @@ CASES = {
         double=True,
     ),
     "grpo": lambda: small_grpo(optimizer=OPTIMIZER, steps=5, reward=share_of_letter),
+    "grpo fixed rollouts under top_p, weighed": lambda: small_grpo(
+        optimizer=OPTIMIZER,
+        steps=12,
+        updates_per_rollout=12,
+        prompts_per_step=3,
+        sampling=SamplingConfig(max_new_tokens=6, top_p=0.8),
+        importance=ImportanceConfig(importance="sequence-truncate"),
+        double=True,
+    ),
+    "ppo under top_k, weighed": lambda: small_ppo(
+        optimizer=OPTIMIZER, steps=4, prompts_per_step=7, sampling=SamplingConfig(max_new_tokens=6, top_k=5)
+    ),
     "ppo fixed rollouts": lambda: small_ppo(optimizer=OPTIMIZER, steps=20, epochs=10, entropy_coef=0.01),
     "ppo": lambda: small_ppo(
         optimizer=OPTIMIZER,

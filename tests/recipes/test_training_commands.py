@@ -47,6 +47,19 @@ def test_what_grpo_saves_is_loaded_by_pipeline_and_peft(align: Align, tmp_path: 
     assert adapted.generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=2).shape[0] == 1
 
 
+@pytest.mark.parametrize("command", [GRPO, PPO], ids=["grpo", "ppo"])
+def test_under_top_p_what_is_learned_is_weighed_and_the_bounds_are_options(align: Align, tmp_path: Path, command):
+    align(*command, "--steps", 2, "--top-p", 0.9, "--directory", tmp_path / "cut")
+    weights = [m["policy/importance_weight"] for m in metrics_of(tmp_path / "cut") if "policy/importance_weight" in m]
+    assert weights and all(0.9 <= weight < 1 for weight in weights)
+    named = ("--importance", "sequence-mask", "--importance-low", 0.99, "--importance-high", 1.01)
+    align(*command, "--steps", 2, "--top-k", 5, *named, "--directory", tmp_path / "masked")
+    assert metrics_of(tmp_path / "masked")[0]["policy/importance_cut"] > 0.5
+    align(*command, "--steps", 1, "--directory", tmp_path / "plain")
+    assert not any("importance" in name for m in metrics_of(tmp_path / "plain") for name in m)
+    assert "top_p must lie in (0, 1], got 0.0" in align(*command, "--top-p", 0, code=2)
+
+
 @pytest.mark.parametrize("lora", [(), ("--lora-rank", 4)], ids=["all weights", "lora"])
 def test_ppo_saves_a_value_head_beside_the_model_from_which_a_further_run_goes_on(align: Align, tmp_path: Path, lora):
     align(*PPO, *lora, "--steps", 8, "--directory", tmp_path / "first")

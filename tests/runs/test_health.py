@@ -96,6 +96,12 @@ UNHEALTHY = [
     ("exploding gradient", changed("optim/grad_norm", lambda step: 1.05**step), "gradient norm grew", "learning_rate"),
     ("reward part never fires: format", changed("reward/format", lambda step: 0.0), "(steps 1-20)", "Read some"),
     ("reward does not rise", changed("reward/mean", lambda step: 0.28), "0.28 in steps 81-100", "learning_rate"),
+    (
+        "sampler far from the policy",
+        changed("policy/importance_weight", lambda step: 0.4, changed("policy/importance_cut", lambda step: 0.0)),
+        "0.4 in the mean, and 0% of tokens",
+        "top_p",
+    ),
     ("clip fraction high", changed("policy/clip_fraction", lambda step: 0.4), "40% of ratios", "learning_rate"),
     (
         "critic that explains nothing",
@@ -141,6 +147,13 @@ def test_a_rule_tells_what_it_saw_and_what_to_change(name: str, history: History
 
 def test_each_rule_has_a_case_here() -> None:
     assert len({row[0] for row in UNHEALTHY}) == len(RULES) + 1  # the rule about gradients has two
+
+
+def test_a_gap_that_is_weighed_is_no_finding_and_weights_that_are_often_bounded_are_one() -> None:
+    gap = changed("policy/sampler_gap", lambda step: 0.3, changed("policy/importance_weight", lambda step: 0.9))
+    assert findings(changed("policy/importance_cut", lambda step: 0.05, gap)) == []
+    bounded = findings(changed("policy/importance_cut", lambda step: 0.3, gap))
+    assert [finding.name for finding in bounded] == ["sampler far from the policy"]
 
 
 def test_a_policy_that_is_sure_of_what_it_learned_has_not_collapsed() -> None:
