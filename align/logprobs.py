@@ -126,7 +126,7 @@ def token_logprobs(
         actions = action_mask.bool() & attention_mask.bool() & attention_mask.roll(1, dims=1).bool()
         options: Any = {"temperature": temperature, "entropy": entropy, "value_head": value_head}
         said = token_logprobs(model, input_ids.gather(1, order), None, actions.gather(1, order), **options)
-        return TokenLogprobs(*(x if x is None else torch.zeros_like(x).scatter(1, order, x) for x in said))
+        return TokenLogprobs._make(x if x is None else torch.zeros_like(x).scatter(1, order, x) for x in said)
 
     rows, columns = action_mask[:, 1:].bool().nonzero(as_tuple=True)
     causal_lm = base_model(model)

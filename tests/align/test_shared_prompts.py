@@ -287,11 +287,9 @@ def test_prompts_are_left_padded_without_holes_and_their_numbers_lead_back_to_th
         assert prompts.ids[number, 20 - length :].tolist() == sequences.input_ids[row, :length].tolist()
 
 
-def test_two_of_the_architectures_have_a_window_that_the_prompts_are_longer_than():
-    assert {kind for kind, (_, extra) in ARCHITECTURES.items() if extra.get("sliding_window") == 8} == {
-        "mistral",
-        "gemma2",
-    }
+def test_some_architectures_have_a_window_that_the_prompts_are_longer_than():
+    windows = {kind for kind, (_, extra) in ARCHITECTURES.items() if extra.get("sliding_window") == 8}
+    assert windows >= {"mistral", "gemma2"}
 
 
 def test_dropout_is_noticed_and_leaves_whole_rows(share):
