@@ -42,6 +42,7 @@ OF_ALGORITHMS = {
     "player.play_episodes": "playing: the policy and the rest",
     "player.stepper.step": "playing: environments",
     "judge": "advantages",
+    "update": "forward and loss",
     "optimizer.step": "clipping and optimizer",
 }
 """Where the functions of a part are, seen from an algorithm that has them."""
