@@ -8,7 +8,8 @@
 A Llama of width 256 with one layer, so that the head is nearly all of the work. "Plain" is log_softmax and gather over
 the logits of the whole batch. Every turn is a process of its own that forwards and goes backward after a small
 warm-up; its memory is the most that the process holds beyond what it held before, and in brackets all of it. All sides
-must agree on the sums of log-probabilities and of entropies, and on the gradient's norm.
+must agree on the sums of log-probabilities and of entropies, and on the gradient's norm. "align" gives no entropies, as
+GRPO needs none in its gradient step; "align+entropy", TRL and "plain" give them, and nobody learns from them.
 
 "all actions" scores every token but the first of a row. "prompts" has rows with prompts of 128 tokens and completions
 of 32 to 256, padded on the right; only completions are scored. Where TRL runs without Triton its head goes over every
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import combinations
 from multiprocessing import get_context
 from typing import Any
 
@@ -84,7 +86,14 @@ class Turn:
 
 
 def align(model: Any, ids: Any, attention: Any, actions: Any) -> tuple[Any, Any]:
-    """Score with this library: rows padded on the right need no mask of attention."""
+    """Score as this library's GRPO does, whose entropies are the sampler's."""
+    from align.logprobs import Policy
+
+    return Policy(model)(ids, actions).logprobs, None
+
+
+def align_entropy(model: Any, ids: Any, attention: Any, actions: Any) -> tuple[Any, Any]:
+    """Score with entropies too: rows padded on the right need no mask of attention."""
     from align.logprobs import token_logprobs
 
     said = token_logprobs(model, ids, None, actions, entropy=True)
@@ -111,7 +120,12 @@ def plain(model: Any, ids: Any, attention: Any, actions: Any) -> tuple[Any, Any]
     return chosen * scored, -(logp.exp() * logp).sum(-1) * scored
 
 
-SIDES: dict[str, Callable[..., tuple[Any, Any]]] = {"align": align, "trl": trl, "plain": plain}
+SIDES: dict[str, Callable[..., tuple[Any, Any]]] = {
+    "align": align,
+    "align+entropy": align_entropy,
+    "trl": trl,
+    "plain": plain,
+}
 
 
 def turn_of(side: str, task: Task) -> Turn:
@@ -123,7 +137,8 @@ def turn_of(side: str, task: Task) -> Turn:
         (-logprobs.sum()).backward()
         norm = sum(float(p.grad.square().sum()) for p in model.parameters()) ** 0.5
         model.zero_grad()
-        return [float(logprobs.detach().sum()), float(entropies.detach().sum()), norm]
+        told = [float(logprobs.detach().sum()), norm]
+        return told if entropies is None else [*told, float(entropies.detach().sum())]
 
     work(2, 16 + (PROMPT if task.prompts else 0))
     before, clock = peak_megabytes(), (time.perf_counter(), time.process_time())
@@ -145,10 +160,10 @@ def rounds_of(task: Task, sides: Sequence[str], rounds: int) -> list[dict[str, T
     told = []
     for number in range(rounds):
         turns = {side: apart(side, task) for side in sides}
-        ours = turns["align"].sums
-        for side, turn in turns.items():
-            if any(abs(a - b) > CLOSE * abs(a) for a, b in zip(ours, turn.sums, strict=True)):
-                raise SystemExit(f"sums and gradient norm differ: {ours} here, {turn.sums} in {side}")
+        for (one, ours), (other, theirs) in combinations(turns.items(), 2):
+            # one of the two may have no entropies, the last of what is told
+            if any(abs(a - b) > CLOSE * abs(a) for a, b in zip(ours.sums, theirs.sums, strict=False)):
+                raise SystemExit(f"sums and gradient norms differ: {ours.sums} in {one}, {theirs.sums} in {other}")
         words = (f"{side} {t.processor:.2f} s, {t.peak - t.before:.0f} MB" for side, t in turns.items())
         print(
             f"{task.words} words, {'prompts' if task.prompts else 'all'}, {number + 1}: {'; '.join(words)}", flush=True
