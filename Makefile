@@ -37,6 +37,9 @@ bench: .venv/installed-bench ## compare with the peers, half an hour or more (BE
 	@.venv/bin/python -m benchmarks.grpo_walk_vs_trl $(BENCH_ARGS)
 	@.venv/bin/python -m benchmarks.ppo_beside_grpo $(BENCH_ARGS)
 	@.venv/bin/python -m benchmarks.pairs_vs_trl $(BENCH_ARGS)
+	@.venv/bin/python -m benchmarks.grpo_step_vs_trl $(BENCH_ARGS)
+	@.venv/bin/python -m benchmarks.logprobs $(BENCH_ARGS)
+	@.venv/bin/python -m benchmarks.growth $(BENCH_ARGS)
 
 clean: ## remove the virtual environments and caches; runs stay
 	rm -rf .venv .venv-oldest dist build .pytest_cache .ruff_cache .hypothesis

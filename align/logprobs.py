@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -136,7 +136,7 @@ def token_logprobs(
         prompts = None
     trunk = causal_lm.base_model if head else causal_lm
     hidden = _hidden_states(trunk, input_ids, (rows, columns), prompts)  # [N, H]
-    said = _head_logprobs(causal_lm, head, hidden, input_ids[rows, columns + 1], temperature, entropy)  # [N, 1 or 2]
+    said = _head_logprobs(causal_lm, head, hidden, input_ids[rows, columns + 1], temperature, entropy)
     if value_head is not None and not head:
         raise ValueError(f"{type(causal_lm).__name__}: gives no hidden states for a value head; use GRPO, or RLOO")
 
@@ -144,7 +144,7 @@ def token_logprobs(
         return flat.new_zeros(input_ids.shape).index_put((rows, columns + 1), flat)
 
     values = None if value_head is None else laid_out(value_head(hidden))
-    return TokenLogprobs(laid_out(said[:, 0]), laid_out(said[:, 1]) if entropy else None, values)
+    return TokenLogprobs(laid_out(said[0]), laid_out(said[1]) if entropy else None, values)
 
 
 def forward(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, **more: Any) -> Any:
@@ -174,36 +174,34 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 def _head_logprobs(
     model: PreTrainedModel, head: bool, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
-) -> Tensor:
-    """Return log-probabilities, and entropies beside them, at N hidden states. [N, H], [N] -> [N, 1 or 2]"""
+) -> list[Tensor]:
+    """Return log-probabilities, and entropies if asked, at N hidden states. [N, H], [N] -> [N], or two of them"""
 
-    def score(hidden: Tensor, targets: Tensor) -> Tensor:
+    def score(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         logits = _logits(model, hidden) if head else hidden
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-        log_normaliser = logits.logsumexp(-1, keepdim=True)
-        logprobs = logits.gather(-1, targets[:, None]) - log_normaliser
-        if not entropy:
-            return logprobs
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logp = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
+        logprobs = logp.gather(-1, targets[:, None])[:, 0]
         # entr(p) is 0 at p = 0; p * log p would be NaN where a model rules a word out with -inf
-        probs = (logits - log_normaliser).exp()
-        return torch.cat([logprobs, torch.special.entr(probs).sum(-1, keepdim=True)], dim=-1)
+        return (logprobs, torch.special.entr(logp.exp()).sum(-1)) if entropy else (logprobs,)
 
     copies = 5 if entropy else 3  # logits as they come, in float32, and the softmax of the backward pass
     chunk = max(1, HEAD_BYTES // (4 * copies * model.config.get_text_config().vocab_size))
     if len(hidden) <= chunk:
-        return score(hidden, targets)
-    chunks = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
-    if not torch.is_grad_enabled():
-        return torch.cat([score(*rows) for rows in chunks])
-    return torch.cat([cast(Tensor, checkpoint(score, *rows, use_reentrant=False)) for rows in chunks])
+        return list(score(hidden, targets))
+    again = partial(checkpoint, score, use_reentrant=False) if torch.is_grad_enabled() else score
+    chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    return [torch.cat(parts) for parts in zip(*(cast(Any, again(*rows)) for rows in chunks), strict=True)]
 
 
 def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Apply the head to hidden states, with the scale and the soft cap that the config names. [N, H] -> [N, V]"""
     config = model.config.get_text_config()
     logits = cast(nn.Module, model.get_output_embeddings())(hidden)
-    logits = logits * (getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0)
-    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
+    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    if scale != 1 or divisor != 1:  # a product with 1 would go over all logits for nothing
+        logits = logits * scale / divisor
     cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     return torch.tanh(logits / cap) * cap if cap else logits
 

@@ -44,6 +44,8 @@ class RunOptions:
     """Steps between lines where the output is no terminal."""
     quiet: bool = False
     """Show nothing but warnings and how the run ended."""
+    profile: bool = False
+    """Measure some steps, and say at the end where their time and memory went; also in profile.txt of the run."""
 
     def __post_init__(self) -> None:
         for name, least in (("save_every", 1), ("evaluate_every", 0), ("log_every", 1)):
@@ -171,12 +173,18 @@ def execute(
     from align.runs.directory import RunDirectory
     from align.runs.run import run
 
+    profiled = None
+    if options.profile and (accelerator is None or accelerator.is_main_process):
+        from align.runs.profiling import Profiled
+
+        profiled = Profiled(algorithm, directory / "profile.txt")
+        evaluate = profiled.evaluating(evaluate) if evaluate else None
     where: dict[str, Any] = processes(accelerator) if accelerator else {"device": "cpu"}
     words = [word for word in command if word != "--resume"]
     if options.directory is None:
         words += ["--directory", str(directory)]
-    return run(
-        algorithm,
+    result = run(
+        profiled or algorithm,
         directory,
         config=config,
         command=shlex.join(words),
@@ -189,6 +197,9 @@ def execute(
         quiet=options.quiet,
         **where,
     )
+    if profiled:
+        print(f"\n{profiled.finish()}", flush=True)
+    return result
 
 
 def processes(accelerator: Accelerator) -> dict[str, Any]:

@@ -195,3 +195,14 @@ def test_grpo_learns_from_tasks_of_reasoning_gym_and_resumes_them(align: Align, 
     other = align(*command, "--data", f"{task}&seed=5", "--directory", tmp_path / "run", "--resume", code=2)
     assert "fingerprint.data" in other
     assert "reasoning-gym has no task" in align(*command, "--data", "reasoning_gym:sums", code=2)
+
+
+def test_a_profile_says_in_words_where_a_step_goes_and_changes_no_weight(align: Align, tmp_path: Path):
+    align(*GRPO, "--steps", 10, "--directory", tmp_path / "plain")
+    told = align(*GRPO, "--steps", 10, "--directory", tmp_path / "profiled", "--profile")
+    text = (tmp_path / "profiled" / "profile.txt").read_text()
+    assert text in told and "the mean of steps 4 to 6: " in text and "sampling: tokens through the model" in text
+    plain, profiled = (load_file(tmp_path / run / "final" / "model.safetensors") for run in ("plain", "profiled"))
+    assert all(torch.equal(profiled[name], value) for name, value in plain.items())
+    assert not (tmp_path / "plain" / "profile.txt").exists()
+    align(*GRPO, "--steps", 4, "--directory", tmp_path / "short", "--profile", code=2)
