@@ -51,7 +51,7 @@ class Degenerate(Fault):
 class PairRows:
     """N checked pairs, not yet tokenised.
 
-    prompts: what both answers answer: strings, or lists of messages.
+    prompts: what both answers answer: strings, or lists of messages; of one kind but in mixtures.
     chosen, rejected: the answers, of the same kind as the prompts.
     origins: where each pair came from, `file:row`.
     degenerate: number of rows left out because an answer was empty or both were the same.
@@ -102,7 +102,7 @@ class Pairs:
 class FeedbackRows:
     """N checked answers with a thumb up or down, not yet tokenised.
 
-    prompts, completions: strings, or lists of messages; all of one kind.
+    prompts, completions: strings, or lists of messages; of one kind but in mixtures.
     labels: True where the answer was liked.
     origins: where each answer came from, `file:row`.
     templates: further arguments of the chat template, one dict an answer: its tools, for instance.

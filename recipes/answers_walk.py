@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from align.models import Reference, load_model, load_tokenizer, reference_of
 from align.rewards import Reward, score_rollouts
 from align.sampler import Sampler
 from recipes import walk
-from recipes.common import claim_directory, execute, make_accelerator, save_result, tell
+from recipes.common import RunOptions, claim_directory, execute, make_accelerator, save_result, tell
 from recipes.warm_up import warm_up
 
 if TYPE_CHECKING:
@@ -81,7 +81,6 @@ class Start:
 def learn_from_answers(
     name: str,
     options: Any,
-    plain: Any,
     command: Sequence[str],
     *,
     seed: int,
@@ -93,13 +92,12 @@ def learn_from_answers(
     Args:
         name: of the recipe.
         options: with `sft_steps`, `answers` and `run`.
-        plain: the options without `run`, to be written down.
         command: the words that started the recipe.
         seed: of the walks, of every answer and of every evaluation.
         rows_of: makes the rows to learn from, of the judged answers, a list a prompt.
         build: makes the algorithm.
     """
-    accelerator = make_accelerator()
+    accelerator, plain = make_accelerator(), replace(options, run=RunOptions())
     directory = claim_directory(options.run, name, plain, accelerator)
     warm, run = directory / "warm-up" / "final", options.run
     settings = {"config": plain, "steps": options.sft_steps, "seed": seed}
