@@ -87,7 +87,7 @@ def _joined(parts: Sequence[Rows], taken: Sequence[Sequence[int]]) -> Rows:
         return [values[row] for values, rows in zip(each, taken, strict=True) for row in rows]
 
     def value(name: str) -> Any:
-        each = [getattr(rows, name) for rows in parts]
+        each: list[Any] = [getattr(rows, name) for rows in parts]
         if name == "templates":  # which records made by hand may lack
             each = [given or [{}] * len(rows) for given, rows in zip(each, parts, strict=True)]
         if isinstance(each[0], int):
