@@ -65,6 +65,7 @@ class ExampleRows:
 
     prompts: what comes before and is not trained: a string, or messages; empty where everything is trained.
     completions: what is to be imitated, of the same kind; of messages only the assistant's turns are trained.
+        All rows of a source are of one kind, those of a mixture need not be.
     origins: where each example came from, `file:row`.
     templates: further arguments of the chat template, one dict an example: its tools, for instance.
     """
@@ -297,9 +298,11 @@ def check_settings(max_tokens: int | None, too_long: str, choices: Sequence[str]
 
 def check_template(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], origins: Sequence[str]) -> None:
     """Refuse messages where the tokenizer has no chat template."""
-    if texts and isinstance(texts[0], list) and not tokenizer.chat_template:
+    places = (place for text, place in zip(texts, origins, strict=True) if isinstance(text, list))
+    place = None if tokenizer.chat_template else next(places, None)
+    if place is not None:
         raise ValueError(
-            f"{origins[0]}: messages need a chat template and this tokenizer has none: take the tokenizer of a chat "
+            f"{place}: messages need a chat template and this tokenizer has none: take the tokenizer of a chat "
             "model, set tokenizer.chat_template, or write strings"
         )
 

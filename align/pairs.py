@@ -6,52 +6,35 @@ checked, and tokenised through the chat template, as those of `align.data` are.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from align.batch import Message, Sequences
-from align.checks import (
-    Text,
-    answer_of,
-    check_columns,
-    check_one_form,
-    check_same_kind,
-    example_of,
-    form_of,
-    prompt_of,
-    template_of,
-)
+from align.batch import Sequences
+from align.checks import Text, check_columns, check_same_kind, example_of, form_of, template_of
 from align.data import Examples, check_any_left, check_settings, check_template, fits
+from align.pair_checks import ANSWERS, LEAVE_OUT, Degenerate, check_first_turn, label_of, margin_of, pair_of
 from align.rendering import Demonstrations
-from align.rows import Fault, Faults, kind, read_rows
+from align.rows import Fault, Faults, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PAIR_FORMS = (("prompt", "chosen", "rejected"), ("chosen", "rejected"))
 FEEDBACK_FORMS = (("prompt", "completion", "label"),)
-ANSWERS = ("chosen", "rejected")
 LIMITS = ("error", "drop", "truncate")
 
 OrDrop = Literal["error", "drop"]
 TooLong = Literal["error", "drop", "truncate"]
 Example = tuple[list[int], list[bool]]
 """Token ids, and which of them are trained."""
-Alike = TypeVar("Alike", str, list[Message])
-
-
-class Degenerate(Fault):
-    """A pair without a preference: trained, it would sit at a loss of log 2 and teach nothing."""
 
 
 @dataclass(frozen=True)
 class PairRows:
     """N checked pairs, not yet tokenised.
 
-    prompts: what both answers answer: strings, or lists of messages.
+    prompts: what both answers answer: strings, or lists of messages; of one kind but in mixtures.
     chosen, rejected: the answers, of the same kind as the prompts.
     origins: where each pair came from, `file:row`.
     degenerate: number of rows left out because an answer was empty or both were the same.
@@ -102,7 +85,7 @@ class Pairs:
 class FeedbackRows:
     """N checked answers with a thumb up or down, not yet tokenised.
 
-    prompts, completions: strings, or lists of messages; all of one kind.
+    prompts, completions: strings, or lists of messages; of one kind but in mixtures.
     labels: True where the answer was liked.
     origins: where each answer came from, `file:row`.
     templates: further arguments of the chat template, one dict an answer: its tools, for instance.
@@ -161,19 +144,20 @@ def read_pairs(
         with faults.at(row.origin):
             check_columns(row, form if margin is None else (*form, margin), complete=False)
             try:
-                pair = _pair_of(row.values, form)
+                pair = pair_of(row.values, form)
             except Degenerate:
                 if degenerate == "error":
                     raise
                 left_out += 1
                 continue
             check_same_kind(pair[1], "chosen", [chosen for _, chosen, _ in pairs[:1]], origins)
-            margins.append(0.0 if margin is None else _margin(row.values[margin], margin))
+            margins.append(0.0 if margin is None else margin_of(row.values[margin], margin))
             templates.append(template_of(row.values))
             pairs.append(pair)
             origins.append(row.origin)
     faults.check()
-    check_any_left(pairs, "every pair is degenerate, with an empty answer or the same one twice: use others")
+    why = "every pair is degenerate, with an empty answer or the same one twice: use others"
+    check_any_left(pairs, f"{rows[0].origin}: {why}")
     prompts, chosen, rejected = (list(part) for part in zip(*pairs, strict=True))
     return PairRows(prompts, chosen, rejected, origins, left_out, None if margin is None else margins, templates)
 
@@ -246,9 +230,9 @@ def read_feedback(source: Any, *, split: str = "train") -> FeedbackRows:
             check_columns(row, form, complete=False)
             prompt, completion = example_of(row.values, ("prompt", "completion"))
             if not isinstance(prompt, str):
-                _check_first_turn(completion, "completion")
+                check_first_turn(completion, "completion")
             check_same_kind(completion, "completion", [earlier for _, earlier, *_ in read[:1]], origins)
-            read.append((prompt, completion, _label(row.values["label"]), template_of(row.values)))
+            read.append((prompt, completion, label_of(row.values["label"]), template_of(row.values)))
             origins.append(row.origin)
     faults.check()
     prompts, completions, labels, templates = (list(part) for part in zip(*read, strict=True))
@@ -279,96 +263,6 @@ def tokenize_feedback(
     faults.check()
     check_any_left(kept, f"every answer has more than max_tokens = {max_tokens} tokens: raise it")
     return Feedback(_examples(kept, dropped=len(rows) - len(kept)), labels, truncated)
-
-
-LEAVE_OUT = 'write another answer, leave the row out, or pass degenerate="drop"'
-
-
-def _pair_of(values: dict[str, Any], form: tuple[str, ...]) -> tuple[Text, Text, Text]:
-    """Return prompt, chosen and rejected of one row."""
-    for column in ANSWERS:
-        if _is_empty(values[column]):
-            raise Degenerate(f"{column}: is empty: {LEAVE_OUT}")
-    chosen, rejected = (answer_of(values[column], column) for column in ANSWERS)
-    check_one_form(chosen, rejected, "rejected", other="chosen")
-    if chosen == rejected:
-        raise Degenerate(f"rejected: the same as chosen: {LEAVE_OUT}")
-    if "prompt" not in form:
-        return _parted(chosen, rejected)
-    prompt = prompt_of(values["prompt"], "prompt")
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        shared = _shared(chosen, rejected)
-        # Data of this form repeat the prompt at the head of both conversations.
-        if shared and (prompt == shared[: len(prompt)] or prompt in [turn["content"] for turn in shared]):
-            return _parted(chosen, rejected)
-    for column, answer in zip(ANSWERS, (chosen, rejected), strict=True):
-        check_one_form(prompt, answer, column)
-        if isinstance(answer, list):
-            _check_first_turn(answer, column)
-    return prompt, chosen, rejected
-
-
-def _parted(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
-    """Take what both answers begin with as their prompt."""
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        shared = _shared(chosen, rejected)
-        if not shared:
-            raise Fault("chosen: its first turn is not that of rejected: begin both alike, or write a column prompt")
-        for column, answer in zip(ANSWERS, (chosen, rejected), strict=True):
-            _check_first_turn(answer[len(shared) :], column, after=len(shared))
-        return prompt_of(shared, "chosen"), chosen[len(shared) :], rejected[len(shared) :]
-    assert isinstance(chosen, str) and isinstance(rejected, str), "the checks let no mixture through"
-    prompt = re.sub(r"\s*\S*\Z", "", _shared(chosen, rejected))  # whole words
-    if not prompt:
-        raise Fault("chosen: no word at its beginning is that of rejected: write a column prompt")
-    return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
-
-
-def _shared(chosen: Alike, rejected: Alike) -> Alike:
-    """Return the turns that two conversations begin with alike, or the characters of two strings."""
-    same = [one == other for one, other in zip(chosen, rejected, strict=False)]
-    return chosen[: [*same, False].index(False)]
-
-
-def _check_first_turn(answer: Text, column: str, after: int = 0) -> None:
-    """Refuse an answer that is no answer: a conversation that does not begin with the assistant's turn."""
-    assert isinstance(answer, list)
-    if not answer:
-        raise Fault(f"{column}: ends where the other goes on: end both with an answer to the same turn")
-    role = answer[0]["role"]
-    if role != "assistant":
-        what = f"turn {after + 1}: is of {role!r}, where an answer of the assistant was expected"
-        raise Fault(f"{column}: {what}: what comes before the answers must be the same, or be in the prompt")
-
-
-def _is_empty(value: Any) -> bool:
-    """Tell whether an answer is an empty string, no message, or a last message without words."""
-    if isinstance(value, list) and value and isinstance(value[-1], dict) and not value[-1].get("tool_calls"):
-        value = value[-1].get("content", value[-1].get("value"))
-    return value == [] or (isinstance(value, str) and not value.strip())
-
-
-def _margin(value: Any, column: str) -> float:
-    """Return a margin; a .csv file can but write its digits."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise Fault(
-            f"{column}: expected a finite number, got {kind(value)} ({value!r}): write 0 where nothing is known"
-        )
-    return number
-
-
-def _label(value: Any) -> bool:
-    """Return a label; a .csv file can but write its words."""
-    words = {"true": True, "false": False}
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.strip().lower() in words:
-        return words[value.strip().lower()]
-    raise Fault(f"label: expected true or false, got {kind(value)} ({value!r}): write true where the answer was liked")
 
 
 class _Answers:

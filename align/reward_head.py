@@ -238,7 +238,7 @@ def model_reward(
         prompts: Sequence[str | list[Message]], completions: Sequence[Completion], **columns: Any
     ) -> list[float | None]:
         texts = [_as_chat(*text) if chat else text for text in zip(prompts, completions, strict=True)]
-        check_template(tokenizer, [completion for _, completion in texts], ["reward model"])
+        check_template(tokenizer, [completion for _, completion in texts], ["reward model"] * len(texts))
         ids = [demonstrations.make(*text, template_of(columns, row))[-1][0] for row, text in enumerate(texts)]
         return [*score_ids(scorer, ids, tokens_per_batch=tokens_per_batch)]
 

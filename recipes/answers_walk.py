@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.batch import Prompts
 from align.config import SamplingConfig
 from align.data import eos_token_ids, read_prompts, tokenize_prompts
-from align.evaluate import HELD_OUT, Evaluation, evaluate
+from align.evaluate import HELD_OUT
 from align.logprobs import Policy
 from align.models import Reference, load_model, load_tokenizer, reference_of
 from align.rewards import Reward, score_rollouts
 from align.sampler import Sampler
 from recipes import walk
-from recipes.common import claim_directory, execute, make_accelerator, save_result, tell
+from recipes.common import RunOptions, claim_directory, make_accelerator, tell
+from recipes.shown_run import learn_and_show
 from recipes.warm_up import warm_up
 
 if TYPE_CHECKING:
@@ -81,7 +81,6 @@ class Start:
 def learn_from_answers(
     name: str,
     options: Any,
-    plain: Any,
     command: Sequence[str],
     *,
     seed: int,
@@ -93,13 +92,12 @@ def learn_from_answers(
     Args:
         name: of the recipe.
         options: with `sft_steps`, `answers` and `run`.
-        plain: the options without `run`, to be written down.
         command: the words that started the recipe.
         seed: of the walks, of every answer and of every evaluation.
         rows_of: makes the rows to learn from, of the judged answers, a list a prompt.
         build: makes the algorithm.
     """
-    accelerator = make_accelerator()
+    accelerator, plain = make_accelerator(), replace(options, run=RunOptions())
     directory = claim_directory(options.run, name, plain, accelerator)
     warm, run = directory / "warm-up" / "final", options.run
     settings = {"config": plain, "steps": options.sft_steps, "seed": seed}
@@ -118,26 +116,8 @@ def learn_from_answers(
         tell(f"Learning from {sum(1 for _ in lines):,} rows of its own judged answers: {rows}", run, accelerator)
     algorithm = build(Start.of(model, tokenizer, rows, accelerator))
 
-    def measure(prompts: Prompts = prompts) -> Evaluation:
-        return evaluate(sampler, prompts, REWARDS, seed=seed, accelerator=accelerator)
-
-    few = prompts.select(range(3 * accelerator.num_processes))
-    before = None if run.resume else measure(few).examples
-    result = execute(
-        algorithm,
-        directory,
-        run,
-        config=plain,
-        command=command,
-        accelerator=accelerator,
-        evaluate=lambda: measure().metrics,
-    )
-    if result.finished:
-        after = measure(few).examples
-        save_result(model, tokenizer, result, options, accelerator)
-        if accelerator.is_main_process and not run.quiet:
-            walk.show_end(before, after, result.directory.final)
-    return result.exit_code
+    told: dict[str, Any] = {"seed": seed, "config": plain, "command": command, "accelerator": accelerator}
+    return learn_and_show(algorithm, sampler, prompts, REWARDS, directory, options, **told)
 
 
 def sampler_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Sampler:

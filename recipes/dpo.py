@@ -14,9 +14,9 @@ from align.dpo import DPO
 from align.logprobs import Policy
 from align.pairs import Pairs, read_pairs, tokenize_pairs
 from align.preferences import averaged, dpo_margins, summed
+from recipes.answered import learn_from_rows, make_reference
 from recipes.common import recipe
 from recipes.options import DPOOptions, PreferenceLoss, dpo_defaults
-from recipes.preferences import learn_from_rows, make_reference
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,7 +49,6 @@ def train(options: DPOOptions, command: Sequence[str]) -> int:
         read=partial(read_pairs, degenerate=data.degenerate),
         tokenize=partial(tokenize_pairs, **limits),
         build=build,
-        what="pairs",
     )
 
 

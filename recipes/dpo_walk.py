@@ -9,7 +9,7 @@ Nothing is sampled while DPO learns from these pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -59,9 +59,8 @@ def build(config: DPOConfig, start: Start) -> DPO:
 
 def train(options: Options, command: Sequence[str]) -> int:
     """Run the recipe and return its exit code."""
-    plain, seed = replace(options, run=RunOptions()), options.dpo.seed
-    rows_of, begin = pairs_of, partial(build, options.dpo)
-    return learn_from_answers("dpo_walk", options, plain, command, seed=seed, rows_of=rows_of, build=begin)
+    seed, begin = options.dpo.seed, partial(build, options.dpo)
+    return learn_from_answers("dpo_walk", options, command, seed=seed, rows_of=pairs_of, build=begin)
 
 
 main = recipe("python -m recipes.dpo_walk", Options, train)

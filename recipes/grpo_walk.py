@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from align.batch import Prompts
 from align.config import GRPOConfig, OptimizerConfig, SamplingConfig
 from align.data import eos_token_ids, read_prompts, tokenize_prompts
-from align.evaluate import Evaluation, evaluate
 from align.grpo import GRPO
 from align.logprobs import Policy
 from align.models import load_model, load_tokenizer
@@ -25,7 +24,8 @@ from align.rewards import Reward
 from align.sampler import Sampler
 from align.sft import SFT
 from recipes import walk
-from recipes.common import RunOptions, claim_directory, execute, make_accelerator, recipe, save_result, tell
+from recipes.common import RunOptions, claim_directory, make_accelerator, recipe, tell
+from recipes.shown_run import learn_and_show
 from recipes.walk import right_square, thinks
 from recipes.warm_up import supervised, warm_up
 
@@ -66,26 +66,9 @@ def train(options: Options, command: Sequence[str]) -> int:
     if not options.control:
         tell("GRPO: the right square earns 1, everything else 0.", options.run, accelerator)
 
-    def measure(prompts: Prompts = held_out) -> Evaluation:
-        return evaluate(algorithm.sampler, prompts, algorithm.rewards, seed=options.grpo.seed, accelerator=accelerator)
-
-    few = held_out.select(range(3 * accelerator.num_processes))
-    before = None if options.run.resume else measure(few).examples
-    result = execute(
-        control(options, algorithm, accelerator) if options.control else algorithm,
-        directory,
-        options.run,
-        config=config,
-        command=command,
-        accelerator=accelerator,
-        evaluate=lambda: measure().metrics,
-    )
-    if result.finished:
-        after = measure(few).examples
-        save_result(algorithm.sampler.model, algorithm.sampler.tokenizer, result, options, accelerator)
-        if accelerator.is_main_process and not options.run.quiet:
-            walk.show_end(before, after, result.directory.final)
-    return result.exit_code
+    sampler, learns = algorithm.sampler, control(options, algorithm, accelerator) if options.control else algorithm
+    told: dict[str, Any] = {"seed": options.grpo.seed, "config": config, "command": command, "accelerator": accelerator}
+    return learn_and_show(learns, sampler, held_out, algorithm.rewards, directory, options, **told)
 
 
 def build(options: Options, warm: Path, accelerator: Accelerator, **parts: Any) -> tuple[GRPO, Prompts]:

@@ -16,12 +16,11 @@ from align import procedural, reward_names
 from align.batch import Prompts
 from align.data import PromptRows, read_prompts, tokenize_prompts
 from align.logprobs import base_model
-from align.mixture import mix
+from align.mixture import Rows, mix
 from align.models import add_lora, load_model, load_tokenizer
 from align.reward_head import RewardModel, load_reward_model
 from align.rewards import Reward, RewardError, check_rewards
-from align.rows import DataError, Row, nearest
-from align.rows import read_rows as rows_of
+from align.rows import DataError, nearest
 from recipes import numbers_game, word_problems
 
 if TYPE_CHECKING:
@@ -65,11 +64,7 @@ def _weighted(named: str) -> Reward:
 
 def read_rows(options: PromptOptions, rewards: Sequence[Reward]) -> PromptRows:
     """Read and check prompts, and that the rewards find their columns."""
-    if options.data.startswith(MIXTURE):
-        source: Any = _mixture(options.data, split=options.split)
-    else:
-        source = _source(options.data, split=options.split)
-    rows = read_prompts(source, split=options.split)
+    rows = read_data(options.data, split=options.split, read=read_prompts)
     try:
         check_rewards(rewards, rows.columns)
     except RewardError as error:
@@ -77,25 +72,42 @@ def read_rows(options: PromptOptions, rewards: Sequence[Reward]) -> PromptRows:
     return rows
 
 
+def read_both(options: Any, read: Callable[..., Rows]) -> dict[str, Rows]:
+    """Read what is learned from, `data`, and what is measured on where that was asked for, `eval_data`."""
+    data, held_out = options.data, options.held_out
+    rows = {"data": read_data(data.data, split=data.split, read=read)}
+    if held_out.eval_data is not None:
+        rows["eval_data"] = read_data(held_out.eval_data, split=held_out.eval_split, read=read)
+    return rows
+
+
+def read_data(data: str, *, split: str, read: Callable[..., Rows]) -> Rows:
+    """Read data as they were named: a place, a word with rows of its own making, or a mixture of such parts.
+
+    Args:
+        data: as in --data; a mixture is `mix:DATA=WEIGHT,DATA=WEIGHT`.
+        split: to take where a source has several.
+        read: (source, split=) -> checked rows; called for each part, so that parts may be of different forms.
+    """
+    if not data.startswith(MIXTURE):
+        return read(_source(data, split=split), split=split)
+    parts = [_part(part, data) for part in data.removeprefix(MIXTURE).split(",")]
+    return mix([(read(_source(place, split=split), split=split), weight) for place, weight in parts])
+
+
+def _part(part: str, data: str) -> tuple[str, float]:
+    """Take a part of a mixture apart."""
+    place, _, weight = part.rpartition("=")
+    try:
+        return place, float(weight if place else "")
+    except ValueError:
+        raise DataError(f"{data}: {part!r} has no weight: write {MIXTURE}a.jsonl=0.7,b.jsonl=0.3") from None
+
+
 def _source(data: str, *, split: str) -> Any:
     """Return what the library reads: rows of a word's own making, or the data as they were named."""
     scheme = next((scheme for scheme in SCHEMES if data.startswith(scheme)), None)
     return SCHEMES[scheme](data, split=split) if scheme else data
-
-
-def _mixture(data: str, *, split: str) -> list[Row]:
-    """Read `mix:DATA=WEIGHT,DATA=WEIGHT`."""
-    parts = []
-    for part in data.removeprefix(MIXTURE).split(","):
-        place, _, words = part.rpartition("=")
-        try:
-            weight = float(words)
-        except ValueError:
-            weight = None
-        if not place or weight is None:
-            raise DataError(f"{data}: {part!r} has no weight: write {MIXTURE}a.jsonl=0.7,b.jsonl=0.3")
-        parts.append((rows_of(_source(place, split=split), split=split), weight))
-    return mix(parts)
 
 
 def record(options: Any, rows: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from align.kto import KTO, asked_of_reference
 from align.logprobs import Policy
 from align.pairs import Feedback, read_feedback, tokenize_feedback
+from recipes.answered import learn_from_rows, make_reference
 from recipes.common import recipe
 from recipes.options import KTOOptions
-from recipes.preferences import learn_from_rows, make_reference
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,7 +34,6 @@ def train(options: KTOOptions, command: Sequence[str]) -> int:
         read=read_feedback,
         tokenize=partial(tokenize_feedback, max_tokens=data.max_tokens, too_long=data.too_long),
         build=build,
-        what="rows",
     )
 
 

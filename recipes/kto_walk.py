@@ -9,7 +9,7 @@ compared. Nothing is sampled while KTO learns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -55,9 +55,8 @@ def build(config: KTOConfig, start: Start) -> KTO:
 
 def train(options: Options, command: Sequence[str]) -> int:
     """Run the recipe and return its exit code."""
-    plain, seed = replace(options, run=RunOptions()), options.kto.seed
-    rows_of, begin = feedback_of, partial(build, options.kto)
-    return learn_from_answers("kto_walk", options, plain, command, seed=seed, rows_of=rows_of, build=begin)
+    seed, begin = options.kto.seed, partial(build, options.kto)
+    return learn_from_answers("kto_walk", options, command, seed=seed, rows_of=feedback_of, build=begin)
 
 
 main = recipe("python -m recipes.kto_walk", Options, train)

@@ -72,7 +72,8 @@ class PromptOptions:
 
     data: str
     """A .jsonl, .json, .csv or .parquet file, a folder of them, owner/name or owner/name:config of the hub, or
-    "reasoning_gym:TASK?size=500&seed=0", with further options of the task; several as mix:a.jsonl=0.7,b.jsonl=0.3."""
+    "reasoning_gym:TASK?size=500&seed=0", with further options of the task; several by weight as
+    mix:a.jsonl=0.7,b.jsonl=0.3."""
     split: str = "train"
     """Split to take where the data have several."""
     max_prompt_tokens: int | None = None
@@ -86,13 +87,20 @@ class PromptOptions:
 
 
 @dataclass(frozen=True)
-class ExampleOptions:
-    """What is imitated: rows of prompt and completion, of messages, or of text."""
+class RowOptions:
+    """Where the rows are that are learned from."""
 
     data: str
-    """A .jsonl, .json, .csv or .parquet file, a folder of them, or owner/name or owner/name:config of the hub."""
+    """A .jsonl, .json, .csv or .parquet file, a folder of them, or owner/name or owner/name:config of the hub; several
+    by weight as mix:a.jsonl=0.7,b.jsonl=0.3, of which each may have a form of its own."""
     split: str = "train"
     """Split to take where the data have several."""
+
+
+@dataclass(frozen=True)
+class ExampleOptions(RowOptions):
+    """What is imitated: rows of prompt and completion, of messages, or of text."""
+
     max_tokens: int | None = None
     """Most tokens of an example, those of the chat template included; None for no limit."""
     too_long: Literal["error", "drop"] = "error"
@@ -100,13 +108,9 @@ class ExampleOptions:
 
 
 @dataclass(frozen=True)
-class PairOptions:
+class PairOptions(RowOptions):
     """What was preferred to what: rows of prompt, chosen and rejected, or of chosen and rejected that begin alike."""
 
-    data: str
-    """A .jsonl, .json, .csv or .parquet file, a folder of them, or owner/name or owner/name:config of the hub."""
-    split: str = "train"
-    """Split to take where the data have several."""
     max_tokens: int | None = None
     """Most tokens of a prompt with one answer, those of the chat template included; None for no limit."""
     too_long: Literal["error", "drop", "truncate"] = "error"
@@ -124,13 +128,9 @@ class RatedPairOptions(PairOptions):
 
 
 @dataclass(frozen=True)
-class FeedbackOptions:
+class FeedbackOptions(RowOptions):
     """What was liked and what was not: rows of prompt, completion and label, which is true or false."""
 
-    data: str
-    """A .jsonl, .json, .csv or .parquet file, a folder of them, or owner/name or owner/name:config of the hub."""
-    split: str = "train"
-    """Split to take where the data have several."""
     max_tokens: int | None = None
     """Most tokens of a prompt with its answer, those of the chat template included; None for no limit."""
     too_long: Literal["error", "drop", "truncate"] = "error"
@@ -142,7 +142,7 @@ class HeldOutOptions:
     """What is measured on."""
 
     eval_data: str | None = None
-    """Held-out data of the same columns: a file, a folder or a hub id. Without it there are no evaluations."""
+    """Held-out data of the same columns, named as in --data. Without it there are no evaluations."""
     eval_split: str = "test"
     """Split to take where the held-out data have several."""
 

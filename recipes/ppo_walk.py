@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +21,14 @@ from align.batch import Prompts
 from align.config import CriticConfig, OptimizerConfig, PPOConfig, SamplingConfig, TokenRewardConfig
 from align.critic import ActorCritic
 from align.data import eos_token_ids, read_prompts, tokenize_prompts
-from align.evaluate import Evaluation, evaluate
 from align.models import load_model, load_tokenizer, reference_of, save_value_head
 from align.ppo import PPO
 from align.reward_names import MODEL, resolve
 from align.rewards import Reward
 from align.sampler import Sampler
 from recipes import walk
-from recipes.common import RunOptions, claim_directory, execute, make_accelerator, recipe, save_result, tell
+from recipes.common import RunOptions, claim_directory, make_accelerator, recipe, tell
+from recipes.shown_run import learn_and_show
 from recipes.warm_up import warm_up
 
 if TYPE_CHECKING:
@@ -72,28 +73,19 @@ def train(options: Options, command: Sequence[str]) -> int:
     earns = "the right square earns 1, everything else 0" if options.reward_model is None else "the learned score earns"
     tell(f"PPO: {earns}; every nat away from the start costs.", options.run, accelerator)
 
-    def measure(prompts: Prompts = held_out) -> Evaluation:
-        return evaluate(algorithm.sampler, prompts, algorithm.rewards, seed=options.ppo.seed, accelerator=accelerator)
-
-    few = held_out.select(range(3 * accelerator.num_processes))
-    before = None if options.run.resume else measure(few).examples
-    result = execute(
+    return learn_and_show(
         algorithm,
+        algorithm.sampler,
+        held_out,
+        algorithm.rewards,
         directory,
-        options.run,
+        options,
+        seed=options.ppo.seed,
         config=config,
         command=command,
         accelerator=accelerator,
-        evaluate=lambda: measure().metrics,
+        save_more=partial(save_value_head, algorithm.trainer.unwrapped),
     )
-    if result.finished:
-        after = measure(few).examples
-        save_result(algorithm.sampler.model, algorithm.sampler.tokenizer, result, options, accelerator)
-        if accelerator.is_main_process:
-            save_value_head(algorithm.trainer.unwrapped, result.directory.final)
-            if not options.run.quiet:
-                walk.show_end(before, after, result.directory.final)
-    return result.exit_code
 
 
 def build(

@@ -10,6 +10,7 @@ from align.pairs import read_pairs, tokenize_pairs
 from align.reward_head import RewardModel, save_reward_model, separate_padding
 from align.reward_model import RewardTraining
 from recipes import inputs
+from recipes.answered import ids_of, tell_rows
 from recipes.common import claim_directory, execute, make_accelerator, model_card, recipe, tell
 from recipes.options import RewardModelOptions
 
@@ -23,11 +24,7 @@ if TYPE_CHECKING:
 def train(options: RewardModelOptions, command: Sequence[str]) -> int:
     """Run the recipe and return its exit code."""
     data, seed = options.data, options.reward.seed
-    places = {"data": (data.data, data.split)}
-    if options.held_out.eval_data is not None:
-        places["eval_data"] = (options.held_out.eval_data, options.held_out.eval_split)
-    read = partial(read_pairs, degenerate=data.degenerate, margin=data.margin)
-    rows = {name: read(source, split=split) for name, (source, split) in places.items()}
+    rows = inputs.read_both(options, partial(read_pairs, degenerate=data.degenerate, margin=data.margin))
     config = inputs.record(options, rows)
     accelerator = make_accelerator()
     directory = claim_directory(options.run, "reward", config, accelerator)
@@ -38,15 +35,8 @@ def train(options: RewardModelOptions, command: Sequence[str]) -> int:
     separate_padding(model, tokenizer)
     limits: dict[str, Any] = {"max_tokens": data.max_tokens, "too_long": data.too_long, "degenerate": data.degenerate}
     pairs = {name: tokenize_pairs(each, tokenizer, **limits) for name, each in rows.items()}
-    for does, (name, each) in zip(("learning from", "measuring on"), pairs.items(), strict=False):
-        lengths = [len(ids) for side in (each.chosen, each.rejected) for ids in side.ids]
-        left_out = f"; {each.degenerate:,} without a preference are left out" if each.degenerate else ""
-        cut = f"; {each.truncated:,} have an answer that was cut" if each.truncated else ""
-        said = inputs.describe(f"{does} {places[name][0]}", lengths, each.dropped, "answers, two a pair,")
-        say(f"{said}{left_out}{cut}")
-    inputs.check_fit(
-        model, [ids for each in pairs.values() for side in (each.chosen, each.rejected) for ids in side.ids]
-    )
+    tell_rows(pairs, options, accelerator)
+    inputs.check_fit(model, [ids for each in pairs.values() for ids in ids_of(each)])
 
     module = RewardModel(inputs.with_adapters(model, options.model, seed=seed))
     say(f"{options.model.model}: {inputs.count_parameters(module)}, on {accelerator.device}")

@@ -11,7 +11,7 @@ from recipes.answers_walk import Answer
 from recipes.dpo_walk import pairs_of
 from recipes.kto_walk import feedback_of
 from tests.forks import Forks
-from tests.recipes.conftest import Align, metrics_of, write
+from tests.recipes.conftest import Align, metrics_of, turn, write
 
 QUICK = ("--learning-rate", 1e-2, "--evaluate-every", 0)
 DPO = ("dpo", "--model", "model", "--data", "preferred.jsonl", *QUICK, "--pairs-per-step", 8)
@@ -70,6 +70,81 @@ def test_a_pair_without_a_difference_is_named_before_the_model_is_looked_for(ali
     assert "bad-pairs.jsonl:3: rejected: the same as chosen" in told and "nowhere" not in told
     told = align(*arguments, "model", "--degenerate", "drop", "--steps", 1, "--directory", tmp_path / "run")
     assert "in 19 pairs of" in told and "; 1 degenerate" in told
+
+
+# ---- mixtures
+
+
+def chat_of(row: dict) -> dict:
+    """A row of strings as one of messages."""
+    turns = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
+    return {name: [turn(turns[name], value)] if name in turns else value for name, value in row.items()}
+
+
+@pytest.fixture(scope="module")
+def parts(place: Path) -> Path:
+    """A folder each of plain and of conversational rows for every command that learns from given answers."""
+    for name, source in (("sft", "pairs"), ("dpo", "preferred"), ("kto", "liked"), ("reward", "preferences")):
+        rows = [json.loads(line) for line in (place / f"{source}.jsonl").read_text().splitlines()]
+        for form, some in (("plain", rows[:20]), ("chats", [chat_of(row) for row in rows[20:40] or rows[:20]])):
+            (place / name / form).mkdir(parents=True)
+            write(place / name / form, train=some[:16], test=some[16:])
+    return place
+
+
+@pytest.mark.parametrize(
+    ("command", "size", "told"),
+    [
+        ("sft", "--examples-per-step", "32 examples of"),
+        ("dpo", "--pairs-per-step", "64 answers in 32 pairs of"),
+        ("kto", "--examples-per-step", "32 answers in 32 rows of"),
+        ("reward", "--pairs-per-step", "64 answers in 32 pairs of"),
+    ],
+)
+def test_every_command_learns_from_and_measures_on_a_mixture_and_goes_on_with_it(
+    align: Align, parts: Path, tmp_path: Path, command: str, size: str, told: str
+):
+    data = f"mix:{command}/plain=0.25,{command}/chats/train.jsonl=0.75"
+    held_out = f"mix:{command}/plain=1,{command}/chats=1"
+    given = (command, "--model", "model", size, 4, "--directory", tmp_path / "run", "--save-every", 1)
+    said = align(*given, "--data", data, "--eval-data", held_out, "--steps", 2)
+    assert f"learning from {data}: {told}" in said and f"measuring on {held_out}: " in said
+    assert "eval/loss" in metrics_of(tmp_path / "run")[-1]
+    said = align(*given, "--data", data.replace("0.75", "0.5"), "--eval-data", held_out, "--resume", code=2)
+    assert "data.data: " in said
+    train = parts / command / "chats" / "train.jsonl"
+    before = train.read_text()
+    train.write_text(before.replace("=", "-"))
+    said = align(*given, "--data", data, "--eval-data", held_out, "--steps", 2, "--resume", code=2)
+    assert "fingerprint.data: " in said
+    train.write_text(before)
+    align(*given, "--data", data, "--eval-data", held_out, "--steps", 2, "--resume")
+
+
+def test_the_cache_of_a_reference_holds_for_the_mixture_that_it_was_made_of(align: Align, parts: Path, tmp_path: Path):
+    cache = (*DPO[:3], *DPO[5:], "--steps", 1, "--reference-cache", tmp_path / "reference")
+    said = align(*cache, "--data", "mix:dpo/plain=0.2,dpo/chats=0.8", "--directory", tmp_path / "first")
+    assert "computed once, and written to" in said
+    for weights, code, words in (((0.2, 0.8), 0, "taken from"), ((0.8, 0.2), 2, "is of other data: it lacks")):
+        data = "mix:dpo/plain={},dpo/chats={}".format(*weights)
+        assert words in align(*cache, "--data", data, "--directory", tmp_path / str(code), code=code)
+
+
+@pytest.mark.parametrize(
+    ("command", "other", "what"),
+    [
+        ("sft", "dpo/chats", "dpo/chats/train.jsonl:1: completion: no row has this column"),
+        ("dpo", "kto/plain", "kto/plain/train.jsonl:1: chosen: no row has this column"),
+        ("kto", "sft/plain", "sft/plain/train.jsonl:1: label: no row has this column"),
+        ("reward", "sft/chats", "sft/chats/train.jsonl:1: chosen: no row has this column"),
+        ("sft", "sft/nothing.jsonl", "sft/nothing.jsonl: no such file"),
+    ],
+)
+def test_a_part_of_another_form_is_named(
+    align: Align, parts: Path, tmp_path: Path, command: str, other: str, what: str
+):
+    data = f"mix:{command}/plain=1,{other}=1"
+    assert what in align(command, "--model", "./nowhere", "--data", data, "--directory", tmp_path / "run", code=2)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,15 @@
-"""What the commands that learn from judged answers share: rows are read and checked, and a run learns from them."""
+"""What the commands that learn from given answers share: rows are read and checked, and a run learns from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from align.data import Examples
 from align.logprobs import Policy
 from align.models import Reference, reference_of
+from align.pairs import Feedback, Pairs
 from align.reference_cache import cached_reference
 from recipes import inputs
 from recipes.common import claim_directory, execute, make_accelerator, save_result, tell
@@ -26,7 +27,7 @@ def learn_from_rows(
     read: Callable[..., Any],
     tokenize: Callable[..., Any],
     build: Callable[[Policy, Any, Any, Accelerator], Any],
-    what: str,
+    go_on: str = "",
 ) -> int:
     """Read rows, load a model, learn, and return an exit code.
 
@@ -38,12 +39,9 @@ def learn_from_rows(
         read: from a source and its split to rows.
         tokenize: from rows and a tokenizer to what the algorithm learns from.
         build: (policy, what it learns from, what is held out or None, accelerator) -> the algorithm.
-        what: the word for its rows.
+        go_on: a command to go on with, `{model}` in it for where the trained model is.
     """
-    places = {"data": (options.data.data, options.data.split)}
-    if options.held_out.eval_data is not None:
-        places["eval_data"] = (options.held_out.eval_data, options.held_out.eval_split)
-    rows = {part: read(source, split=split) for part, (source, split) in places.items()}
+    rows = inputs.read_both(options, read)
     config = inputs.record(options, rows)
     accelerator = make_accelerator()
     directory = claim_directory(options.run, name, config, accelerator)
@@ -51,9 +49,7 @@ def learn_from_rows(
 
     tokenizer = inputs.make_tokenizer(options.model.model, trust_remote_code=options.model.trust_remote_code)
     data = {part: tokenize(each, tokenizer) for part, each in rows.items()}
-    for does, (part, each) in zip(("learning from", "measuring on"), data.items(), strict=False):
-        lengths = [len(ids) for ids in ids_of(each)]
-        say(inputs.describe(f"{does} {places[part][0]}", lengths, 0, f"answers in {len(each):,} {what}") + lost(each))
+    tell_rows(data, options, accelerator)
 
     model = inputs.make_model(options.model, seed=seed)
     inputs.check_fit(model, [ids for each in data.values() for ids in ids_of(each)])
@@ -73,6 +69,8 @@ def learn_from_rows(
     if result.finished:
         save_result(model, tokenizer, result, options, accelerator)
         say(f"Model: {result.directory.final}")
+        if go_on:
+            say(f"Go on with: {go_on.format(model=result.directory.final)}")
     return result.exit_code
 
 
@@ -90,14 +88,29 @@ def make_reference(
     return reference
 
 
-def ids_of(data: Any) -> list[list[int]]:
-    """Return the token ids of all answers of pairs, or of feedback."""
-    return data.examples.ids if hasattr(data, "examples") else data.chosen.ids + data.rejected.ids
+def tell_rows(data: Mapping[str, Any], options: Any, accelerator: Accelerator) -> None:
+    """Print what is learned from, `data`, and what is measured on, `eval_data` if that is there."""
+    names = {"data": f"learning from {options.data.data}", "eval_data": f"measuring on {options.held_out.eval_data}"}
+    for part, each in data.items():
+        tell(described(names[part], each), options=options.run, accelerator=accelerator)
 
 
-def lost(data: Any) -> str:
-    """Say what was left out or cut, if anything was."""
-    dropped = data.examples.dropped if hasattr(data, "examples") else data.dropped
-    counts = {"left out as too long": dropped, "cut": data.truncated, "degenerate": getattr(data, "degenerate", 0)}
-    told = [f"{count:,} {how}" for how, count in counts.items() if count]
-    return f"; {', '.join(told)}" if told else ""
+def described(name: str, data: Examples | Pairs | Feedback) -> str:
+    """Say in one line what there is to learn from, and what was left out or cut."""
+    if isinstance(data, Pairs):
+        what, dropped = f"answers in {len(data):,} pairs", data.dropped
+        counts = {"cut": data.truncated, "degenerate": data.degenerate}
+    elif isinstance(data, Feedback):
+        what, dropped, counts = f"answers in {len(data):,} rows", data.examples.dropped, {"cut": data.truncated}
+    else:
+        what, dropped = "examples", data.dropped
+        counts = {"with an example a turn, since the chat template rewrites old turns": data.split}
+    told = [f"; {count:,} {how}" for how, count in counts.items() if count]
+    return inputs.describe(name, [len(ids) for ids in ids_of(data)], dropped, what) + "".join(told)
+
+
+def ids_of(data: Examples | Pairs | Feedback) -> list[list[int]]:
+    """Return the token ids of all demonstrations, of all answers of pairs, or of all answers with feedback."""
+    if isinstance(data, Pairs):
+        return data.chosen.ids + data.rejected.ids
+    return data.examples.ids if isinstance(data, Feedback) else data.ids
