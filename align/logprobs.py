@@ -189,9 +189,13 @@ def _head_logprobs(
     chunk = max(1, HEAD_BYTES // (4 * copies * model.config.get_text_config().vocab_size))
     if len(hidden) <= chunk:
         return list(score(hidden, targets))
-    again = partial(checkpoint, score, use_reentrant=False) if torch.is_grad_enabled() else score
+
+    def stacked(hidden: Tensor, targets: Tensor) -> Tensor:  # apart, unused entropies would stay in memory, recomputed
+        return torch.stack(score(hidden, targets))
+
+    again: Any = partial(checkpoint, stacked, use_reentrant=False) if torch.is_grad_enabled() else stacked
     chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    return [torch.cat(parts) for parts in zip(*(cast(Any, again(*rows)) for rows in chunks), strict=True)]
+    return list(torch.cat([again(*rows) for rows in chunks], dim=1))
 
 
 def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:

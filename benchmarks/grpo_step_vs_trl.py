@@ -125,9 +125,11 @@ class Watch:
             self.ended = time.perf_counter(), time.process_time()
 
     def turn(self) -> Turn:
-        spent = [(end - start) / self.task.steps for start, end in zip(self.started, self.ended, strict=True)]
+        seconds, processor = (
+            (end - start) / self.task.steps for start, end in zip(self.started, self.ended, strict=True)
+        )
         timed = self.lengths[WARM * self.task.prompts * GROUP :]
-        return Turn(*spent, self.before, peak_megabytes(), statistics.mean(timed))
+        return Turn(seconds, processor, self.before, peak_megabytes(), statistics.mean(timed))
 
 
 def train_align(task: Task) -> Turn:

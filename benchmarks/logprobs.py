@@ -7,9 +7,10 @@
 
 A Llama of width 256 with one layer, so that the head is nearly all of the work. "Plain" is log_softmax and gather over
 the logits of the whole batch. Every turn is a process of its own that forwards and goes backward after a small
-warm-up; its memory is the most that the process holds beyond what it held before, and in brackets all of it. All sides
-must agree on the sums of log-probabilities and of entropies, and on the gradient's norm. "align" gives no entropies, as
-GRPO needs none in its gradient step; "align+entropy", TRL and "plain" give them, and nobody learns from them.
+warm-up; its memory is the most that it holds meanwhile beyond what it held before, the weights' gradients among it,
+and in brackets all of it (only Linux tells). All sides must agree on the sums of log-probabilities and of entropies,
+and on the gradient's norm. "align" gives no entropies, as GRPO needs none in its gradient step; "align+entropy", TRL
+and "plain" give them, and nobody learns from them.
 
 "all actions" scores every token but the first of a row. "prompts" has rows with prompts of 128 tokens and completions
 of 32 to 256, padded on the right; only completions are scored. Where TRL runs without Triton its head goes over every
@@ -27,7 +28,7 @@ from itertools import combinations
 from multiprocessing import get_context
 from typing import Any
 
-from benchmarks.alternate import machine, peak_megabytes, spread, table, use_one_thread
+from benchmarks.alternate import machine, spread, table, use_one_thread
 
 ROWS, TOKENS, WIDTH, PROMPT = 8, 256, 256, 128
 CLOSE = 1e-4
@@ -130,23 +131,28 @@ SIDES: dict[str, Callable[..., tuple[Any, Any]]] = {
 
 def turn_of(side: str, task: Task) -> Turn:
     """Go forward and backward, with a loss that has a gradient through the log-probabilities."""
+    from align.runs.profiling import highest_memory
+
     model, (ids, attention, actions) = task.model(), task.batch()
 
     def work(rows: int, tokens: int) -> list[float]:
+        model.zero_grad()
         logprobs, entropies = SIDES[side](model, *(each[:rows, :tokens] for each in (ids, attention, actions)))
         (-logprobs.sum()).backward()
-        norm = sum(float(p.grad.square().sum()) for p in model.parameters()) ** 0.5
-        model.zero_grad()
-        told = [float(logprobs.detach().sum()), norm]
-        return told if entropies is None else [*told, float(entropies.detach().sum())]
+        return [float(each.detach().sum()) for each in (logprobs, entropies) if each is not None]
 
     work(2, 16 + (PROMPT if task.prompts else 0))
-    before, clock = peak_megabytes(), (time.perf_counter(), time.process_time())
+    model.zero_grad()
+    highest_memory(cuda=False)
+    (before, *_) = highest_memory(cuda=False)  # what is free was given back by the first look
+    clock = time.perf_counter(), time.process_time()
     for _ in range(task.times):
         sums = work(ROWS, ids.shape[1])
     seconds = (time.perf_counter() - clock[0]) / task.times
     processor = (time.process_time() - clock[1]) / task.times
-    return Turn(seconds, processor, before, peak_megabytes(), sums)
+    peak, *_ = highest_memory(cuda=False)
+    norm = sum(float(p.grad.square().sum()) for p in model.parameters()) ** 0.5
+    return Turn(seconds, processor, before, peak, [sums[0], norm, *sums[1:]])
 
 
 def apart(side: str, task: Task) -> Turn:
