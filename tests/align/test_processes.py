@@ -91,7 +91,11 @@ CASES = {
         double=True,
     ),
     "ppo under top_k, weighed": lambda: small_ppo(
-        optimizer=OPTIMIZER, steps=4, prompts_per_step=7, sampling=SamplingConfig(max_new_tokens=6, top_k=5)
+        optimizer=OPTIMIZER,
+        steps=4,
+        prompts_per_step=7,
+        sampling=SamplingConfig(max_new_tokens=6, top_k=5),
+        double=True,
     ),
     "ppo fixed rollouts": lambda: small_ppo(optimizer=OPTIMIZER, steps=20, epochs=10, entropy_coef=0.01),
     "ppo": lambda: small_ppo(
