@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 COMPACT_BELOW = 0.75
 """Ended rows leave the batch when no more than this share of it is still being written."""
+GROWS_FROM = 128
+"""Tokens of a row from which its cache grows in place; a smaller one is sooner copied at every token, measured."""
 
 
 class Sampler:
@@ -270,6 +272,10 @@ class _CachedDecoder:
 
     def append(self, tokens: Tensor) -> None:
         self.filled += 1
+        if self.filled > GROWS_FROM:
+            from align.growing_cache import growing
+
+            self.cache.layers[:] = growing(self.cache.layers)
         mask = self.mask[:, : self.filled] if self.padded else None
         more = dict(position_ids=self.positions, past_key_values=self.cache, cache_params=self.cache, use_cache=True)
         self.logits = forward(self.model, tokens[:, None], mask, **more).logits[:, -1]

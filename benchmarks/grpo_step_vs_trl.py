@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.alternate import machine, peak_megabytes, spread, table, use_one_thread
-from benchmarks.pairs_vs_trl import PROMPT, WORDS, long_model, long_rows, long_tokenizer
+from benchmarks.pairs_vs_trl import PROMPT, long_model, long_rows, long_tokenizer
 from benchmarks.trl_side import optimizers, plain_options
 
 MEDIAN, SIGMA, LONGEST, GROUP = 64, 0.7, 192, 8
@@ -87,20 +87,29 @@ def hazard(place: int) -> float:
 
 
 def model_of_lengths() -> Any:
-    """Return the model, whose forward sets the logit of the EOS while completions are sampled."""
+    """Return the model, whose completions have the lengths asked for."""
     import torch
 
     torch.set_num_threads(1)
-    model = long_model(seed=0)
-    forward, eos = model.forward, model.config.eos_token_id
+    return with_lengths(long_model(seed=0), prompt=PROMPT)
+
+
+def with_lengths(model: Any, *, prompt: int) -> Any:
+    """Let the forward of a model with random weights set the logit of the EOS while completions are sampled.
+
+    prompt: tokens of every prompt, after which the places of a completion are counted.
+    """
+    import torch
+
+    forward, eos, words = model.forward, model.config.eos_token_id, model.config.vocab_size
     # with random weights the other words share the rest of the probability nearly evenly
-    odds = [math.log(max(hazard(place), 1e-9) / (1 - hazard(place)) * (WORDS - 1)) for place in range(1, LONGEST + 1)]
+    odds = [math.log(max(hazard(place), 1e-9) / (1 - hazard(place)) * (words - 1)) for place in range(1, LONGEST + 1)]
 
     @wraps(type(model).forward)
     def ending(*arguments: Any, **options: Any) -> Any:
         out = forward(*arguments, **options)
         if not torch.is_grad_enabled() and out.past_key_values is not None and out.logits.shape[1] == 1:
-            out.logits[:, -1, eos] = odds[out.past_key_values.get_seq_length() - PROMPT]
+            out.logits[:, -1, eos] = odds[out.past_key_values.get_seq_length() - prompt]
         return out
 
     model.forward = ending

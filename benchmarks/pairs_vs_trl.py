@@ -118,11 +118,11 @@ def long_rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def long_tokenizer() -> Any:
+def long_tokenizer(size: int = WORDS) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", "<eos>", *(f"w{number}" for number in range(2, WORDS))]
+    words = ["<pad>", "<eos>", *(f"w{number}" for number in range(2, size))]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")

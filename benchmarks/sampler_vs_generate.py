@@ -1,12 +1,16 @@
 """Completion tokens a second: the built-in sampler against transformers' `generate`, 8 prompts x 8 completions.
 
-    python -m benchmarks.sampler_vs_generate              three minutes
-    python -m benchmarks.sampler_vs_generate --quick      under a minute: does it still run?
+    python -m benchmarks.sampler_vs_generate              four minutes, and half an hour for the large model
+    python -m benchmarks.sampler_vs_generate --only tiny  without the large model
+    python -m benchmarks.sampler_vs_generate --quick      a minute: does it still run?
 
 Two spreads of lengths on the model of the walk task: the one that the task has after its warm-up, where completions
 guess or think, and one of long completions, for which a model whose final norm is 0 draws every word with the same
-probability, so that lengths are geometric with the mean of the vocabulary's size. The sampler also gives
-log-probabilities, entropies and texts; `generate` gives ids alone. Tokens count up to the EOS.
+probability, so that lengths are geometric with the mean of the vocabulary's size. Then a Llama of a hundred million
+parameters with random weights, prompts of 64 tokens and the lengths of `benchmarks.grpo_step_vs_trl`.
+
+The sampler also gives log-probabilities, entropies and texts; `generate` gives ids alone. Tokens count up to the EOS,
+seconds are the processor's.
 """
 
 from __future__ import annotations
@@ -19,10 +23,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.alternate import machine, spread, table, use_one_thread
+from benchmarks.grpo_step_vs_trl import LONGEST, with_lengths
 from benchmarks.grpo_walk_vs_trl import Task, load, warm_up_apart
+from benchmarks.pairs_vs_trl import long_tokenizer
 from recipes import walk
 
 PROMPTS, GROUP = 8, 8
+LARGE_WORDS, LARGE_PROMPT = 32_768, 64
+"""Of the large model: its vocabulary, and tokens of a prompt."""
+
+
+class Case(NamedTuple):
+    """A model, whose prompts are all of one length, and the calls of either side in a round."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    prompts: Any
+    cap: int
+    calls: int
+    rounds: int
 
 
 class Round(NamedTuple):
@@ -33,90 +53,126 @@ class Round(NamedTuple):
     length: float
 
 
-def sampler_call(model: Any, tokenizer: Any, cap: int) -> Callable[[int], int]:
+def sampler_call(case: Case) -> Callable[[int], int]:
     """Return a function of a seed that samples and counts completion tokens."""
     from align.config import SamplingConfig
-    from align.data import read_prompts, tokenize_prompts
     from align.sampler import Sampler
 
-    prompts = tokenize_prompts(read_prompts(walk.tasks(walk.walks(PROMPTS, seed=0))), tokenizer)
-    sampler = Sampler(model, tokenizer, SamplingConfig(max_new_tokens=cap), eos_token_ids=[tokenizer.eos_token_id])
+    eos = [case.tokenizer.eos_token_id]
+    sampler = Sampler(case.model, case.tokenizer, SamplingConfig(max_new_tokens=case.cap), eos_token_ids=eos)
 
     def call(seed: int) -> int:
-        rollouts = sampler.sample(prompts, group_size=GROUP, seed=seed, step=0)
+        rollouts = sampler.sample(case.prompts, group_size=GROUP, seed=seed, step=0)
         return int(rollouts.sequences.action_mask.sum())
 
     return call
 
 
-def generate_call(model: Any, tokenizer: Any, cap: int) -> Callable[[int], int]:
+def generate_call(case: Case) -> Callable[[int], int]:
     """Return the same through `model.generate`."""
     import torch
 
-    turns = [row["prompt"] for row in walk.tasks(walk.walks(PROMPTS, seed=0))]
-    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    inputs = {name: value.repeat_interleave(GROUP, dim=0) for name, value in ids.items() if name != "token_type_ids"}
-    width = inputs["input_ids"].shape[1]
+    ids = torch.tensor(case.prompts.ids).repeat_interleave(GROUP, dim=0)
+    options = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=case.cap)
 
     def call(seed: int) -> int:
         torch.manual_seed(seed)
         with torch.no_grad():
-            rows = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=cap)
-        ended = (rows[:, width:] == tokenizer.eos_token_id).int().cumsum(dim=1)
+            rows = case.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        ended = (rows[:, ids.shape[1] :] == case.tokenizer.eos_token_id).int().cumsum(dim=1)
         return int((ended.cumsum(dim=1) <= 1).sum())  # tokens before the first EOS, and that EOS
 
     return call
 
 
-def rounds_of(model: Any, tokenizer: Any, cap: int, *, rounds: int, calls: int) -> list[Round]:
+def rounds_of(case: Case) -> list[Round]:
     """Let both sides sample in turns."""
-    sides = [build(model.eval(), tokenizer, cap) for build in (sampler_call, generate_call)]
-    for call in sides:
-        call(0)
+    case.model.eval()
+    sides = [sampler_call(case), generate_call(case)]
+    if case.calls > 1:
+        for call in sides:
+            call(0)
     results = []
-    for number in range(rounds):
+    for number in range(case.rounds):
         rates, tokens = [], 0
         for call in sides:
-            started = time.perf_counter()
-            made = sum(call(1 + number * calls + i) for i in range(calls))
-            rates.append(made / (time.perf_counter() - started))
+            started = time.process_time()
+            made = sum(call(1 + number * case.calls + i) for i in range(case.calls))
+            rates.append(made / (time.process_time() - started))
             tokens += made
-        results.append(Round(*rates, length=tokens / (2 * calls * PROMPTS * GROUP)))
+        results.append(Round(*rates, length=tokens / (2 * case.calls * len(case.prompts) * GROUP)))
+        print(f"{case.name}, round {number + 1}: {results[-1].align:.0f}, {results[-1].generate:.0f}", flush=True)
     return results
 
 
-def uniform(model: Any) -> Any:
-    """Make every word equally likely, wherever it stands."""
+def tiny_cases(rounds: int, *, effort: int, warm: int) -> list[Case]:
+    """Warm up on the walk task, and return both of its spreads of lengths."""
     import torch
 
-    torch.nn.init.zeros_(model.base_model.norm.weight)
-    return model
+    from align.data import read_prompts, tokenize_prompts
+
+    with tempfile.TemporaryDirectory() as folder:
+        task = Task(seed=0, steps=1, steps_per_turn=1, warm_up_steps=warm, weights=Path(folder) / "warm.pt")
+        warm_up_apart(task)
+        (model, tokenizer), (uniform, _) = load(task), load(task)
+    torch.nn.init.zeros_(uniform.base_model.norm.weight)
+    prompts = tokenize_prompts(read_prompts(walk.tasks(walk.walks(PROMPTS, seed=0))), tokenizer)
+    short = walk.LONGEST_COMPLETION
+    return [
+        Case(f"walk, at most {short}", model, tokenizer, prompts, short, 3 * effort, rounds),
+        Case("geometric, at most 192", uniform, tokenizer, prompts, 192, effort, rounds),
+    ]
+
+
+def large_case(rounds: int, *, cap: int) -> Case:
+    """Build a Llama of 96 million parameters, a quarter of them words."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from align.batch import Prompts
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=LARGE_WORDS,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=10,
+        num_attention_heads=12,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    ids = torch.randint(2, LARGE_WORDS, (PROMPTS, LARGE_PROMPT)).tolist()
+    prompts = Prompts(ids=ids, texts=[""] * PROMPTS, columns={})
+    model = with_lengths(LlamaForCausalLM(config), prompt=LARGE_PROMPT)
+    return Case(f"96M, lognormal, at most {cap}", model, long_tokenizer(LARGE_WORDS), prompts, cap, 1, rounds)
 
 
 def main() -> None:
     """Print a row for each spread of lengths."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default 7)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default 7; of the large model 5)")
+    parser.add_argument("--only", choices=("tiny", "large"), help="one of the models")
     parser.add_argument("--quick", action="store_true", help="few short rounds, to see that everything still runs")
     options = parser.parse_args()
-    rounds, effort, warm = (2, 1, 20) if options.quick else (options.rounds, 10, 250)
     use_one_thread()
     print(machine(("torch", "transformers")), flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        task = Task(seed=0, steps=1, steps_per_turn=1, warm_up_steps=warm, weights=Path(folder) / "warm.pt")
-        warm_up_apart(task)
-        model, tokenizer = load(task)
-    cases = [
-        (f"walk, at most {walk.LONGEST_COMPLETION}", model, walk.LONGEST_COMPLETION, 3 * effort),
-        ("geometric, at most 192", uniform(load(task)[0]), 192, effort),
-    ]
+    import torch
+
+    torch.set_num_threads(1)
+    rounds, effort, warm = (2, 1, 20) if options.quick else (options.rounds, 10, 250)
+    cases = [] if options.only == "large" else tiny_cases(rounds, effort=effort, warm=warm)
+    if options.only != "tiny":
+        cases.append(large_case(1 if options.quick else min(5, rounds), cap=4 if options.quick else LONGEST))
     lines = []
-    for name, policy, cap, calls in cases:
-        results = rounds_of(policy, tokenizer, cap, rounds=rounds, calls=calls)
+    for case in cases:
+        results = rounds_of(case)
         rates = [spread([getattr(r, side) for r in results], 0) for side in ("align", "generate")]
         ratio = spread([r.align / r.generate for r in results], 2)
-        lines.append([name, f"{results[0].length:.1f}", *rates, ratio])
-    print(f"\ncompletion tokens a second, median (range) of {rounds} rounds\n")
+        lines.append([case.name, f"{sum(r.length for r in results) / len(results):.1f}", *rates, ratio])
+    print("\ncompletion tokens a second of the processor, median (range) over the rounds\n")
     print(table(["lengths", "mean", "align", "generate", "align / generate"], lines))
 
 
