@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -147,16 +147,24 @@ def network(
     return layers.append(linear(width, outputs, gain=last_gain, generator=generator))
 
 
-def without_gradient(layers: nn.Sequential) -> Callable[[np.ndarray], np.ndarray]:
+def without_gradient(
+    layers: nn.Sequential, weights: Mapping[str, Tensor] | None = None
+) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that maps features to outputs without gradient, always with the layers' present weights.
 
     Dense layers with Tanh or ReLU run in NumPy, which takes a third of PyTorch's time for a few rows. Build it after
     the `Adam` of the layers, which moves the weights.
+
+    Args:
+        layers: which to run.
+        weights: in place of their own, by the same names; with axes in front, of several networks at once, whose
+            features and outputs have the same axes in front. [...] as the layers', or [S, ...]
     """
+    weights = dict(layers.named_parameters()) if weights is None else weights
     steps: list[Callable[[np.ndarray], np.ndarray]] = []
-    for layer in layers:
+    for index, layer in enumerate(layers):
         if isinstance(layer, nn.Linear):
-            steps.append(_dense(layer))
+            steps.append(_dense(weights[f"{index}.weight"], weights[f"{index}.bias"]))
         elif isinstance(layer, nn.Tanh):
             steps.append(np.tanh)
         elif isinstance(layer, nn.ReLU):
@@ -289,10 +297,10 @@ def _orthogonal(layer: Any, gain: float, generator: torch.Generator) -> Any:
     return layer
 
 
-def _dense(layer: nn.Linear) -> Callable[[np.ndarray], np.ndarray]:
+def _dense(weight: Tensor, bias: Tensor) -> Callable[[np.ndarray], np.ndarray]:
     # Views of the weights, so what an optimizer does in place is seen.
-    weight, bias = layer.weight.detach().numpy().T, layer.bias.detach().numpy()
-    return lambda x: x @ weight + bias
+    across, shift = weight.detach().mT.numpy(), bias.detach().unsqueeze(-2).numpy()
+    return lambda x: x @ across + shift
 
 
 def _in_torch(layers: nn.Sequential) -> Callable[[np.ndarray], np.ndarray]:
