@@ -26,10 +26,13 @@ from classic_rl.dqn_config import DQNConfig, config_from
 from classic_rl.envs import EnvSource, Stepper, vector_of
 from classic_rl.losses import double_q_targets, dueling_q_values, q_targets
 from classic_rl.masked import check_same_shape
-from classic_rl.networks import Adam, Features, torso, without_gradient
+from classic_rl.networks import Adam, Features, ReLU, torso, without_gradient
 from classic_rl.networks import linear as dense
 from classic_rl.replay import Batch, Replay
 from classic_rl.schedules import linear
+
+AT_ONCE = 8
+"""Batches that are drawn and valued at once, at most: more of them leave a processor's cache."""
 
 
 def td_loss(errors: Tensor, *, delta: float | None = 1.0) -> Tensor:
@@ -55,10 +58,19 @@ def td_loss(errors: Tensor, *, delta: float | None = 1.0) -> Tensor:
     return F.huber_loss(errors, torch.zeros_like(errors), reduction="none", delta=delta)
 
 
-def td_errors(batch: Batch, online: nn.Module, target: nn.Module, *, double: bool) -> Tensor:
-    """Return y - Q(s, a), y by `q_targets` or, if `double`, `double_q_targets`; only Q(s, a) has a gradient. [B]"""
+def td_errors(batch: Batch, online: nn.Module, next_values: Tensor, *, double: bool) -> Tensor:
+    """Return y - Q(s, a), y by `q_targets` or, if `double`, `double_q_targets`; only Q(s, a) has a gradient.
+
+    Args:
+        batch: B transitions.
+        online: what learns.
+        next_values: of the target network, at `batch.next_obs`. [B, A]
+        double: whether the online network chooses among them.
+
+    Returns:
+        The errors. [B]
+    """
     with torch.no_grad():
-        next_values = target(batch.next_obs)
         if double:
             chosen_by = online(batch.next_obs)
             y = double_q_targets(batch.rewards, chosen_by, next_values, batch.terminated, gamma=batch.discounts)
@@ -100,7 +112,7 @@ class QNetwork(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.torso, width = torso(shape, hidden, activation=nn.ReLU, generator=generator)
+        self.torso, width = torso(shape, hidden, activation=ReLU, generator=generator)
         self.head = dense(width, actions, gain=1.0, generator=generator)
         self.value_head = dense(width, 1, gain=1.0, generator=generator) if dueling else None
 
@@ -223,18 +235,17 @@ class DQN(Agent[QPolicy]):
             yield self._report_of(min((self.step + 1) * self.config.report_every, self.config.env_steps))
 
     def _report_of(self, until: int) -> dict[str, float]:
-        started, first, sums = time.perf_counter(), self.stepper.env_steps, _Sums()
+        started, first, told = time.perf_counter(), self.stepper.env_steps, _Told()
         while self.stepper.env_steps < until:
             self._interact()
-            for _ in range(self._updates_due()):
-                self._update(sums)
+            self._learn(self._updates_due(), told)
         self.step += 1
         took = time.perf_counter() - started
         return {
             **self.stepper.metrics(),
             "steps/total": float(self.stepper.env_steps),
             "steps/per_second": (self.stepper.env_steps - first) / took,
-            **sums.means(),
+            **told.means(),
             "optim/updates": float(self.updates),
             "optim/learning_rate": self._learning_rate(self.stepper.env_steps),
             "policy/epsilon": self._epsilon_now(),
@@ -261,15 +272,31 @@ class DQN(Agent[QPolicy]):
         every, before = self.config.train_every, self.stepper.env_steps - self.stepper.num_envs
         return (self.stepper.env_steps // every - before // every) * self.config.updates
 
-    def _update(self, sums: _Sums) -> None:
+    def _learn(self, updates: int, told: _Told) -> None:
+        """Take gradient steps; the batches of several are drawn and valued at once where none changes the next."""
+        size, beta = self.config.batch_size, self._beta(self.stepper.env_steps)
+        while updates:
+            count = min(updates, self._independent())
+            drawn = self.replay.sample(count * size, self.rng, beta=beta)
+            with torch.no_grad():
+                next_values = self.target(drawn.next_obs)
+            for batch, values in zip(drawn.split(size), next_values.split(size), strict=True):
+                self._update(batch, values, told)
+            updates -= count
+
+    def _independent(self) -> int:
+        """Count updates ahead whose draws depend on no priorities, and whose target is the same."""
+        every = self.config.target.every
+        return 1 if self.replay.alpha else min(AT_ONCE, every - self.updates % every)
+
+    def _update(self, batch: Batch, next_values: Tensor, told: _Told) -> None:
         """Take one gradient step on one batch.
 
         Raises:
             FloatingPointError: if the loss is not finite; the weights are as they were.
         """
         config = self.config
-        batch = self.replay.sample(config.batch_size, self.rng, beta=self._beta(self.stepper.env_steps))
-        errors = td_errors(batch, self.network, self.target, double=config.target.double)
+        errors = td_errors(batch, self.network, next_values, double=config.target.double)
         loss = (batch.weights * td_loss(errors, delta=config.huber_delta)).mean()
         if not math.isfinite(loss.item()):
             raise FloatingPointError(
@@ -281,7 +308,7 @@ class DQN(Agent[QPolicy]):
         if self.updates % config.target.every == 0:
             move_towards(self.target, self.network, rate=config.target.rate)
         self.replay.set_priorities(batch.slots, errors.detach())
-        sums.add(loss.detach(), errors.detach(), norm)
+        told.add(loss.item(), errors.detach(), norm)
 
     # --- going on exactly where it was ---
 
@@ -301,19 +328,24 @@ class DQN(Agent[QPolicy]):
         self.rng.bit_generator.state = state["rng"]
 
 
-class _Sums:
-    """What updates say, summed up as tensors: to read a number from each would cost more than the sum."""
+class _Told:
+    """What updates say until the next report."""
 
     def __init__(self) -> None:
-        self.updates = 0
-        self.sums = torch.zeros(3)
+        self.losses: list[float] = []
+        self.errors: list[Tensor] = []
+        self.norms: list[Tensor] = []
 
-    def add(self, loss: Tensor, errors: Tensor, norm: Tensor) -> None:
-        self.updates += 1
-        self.sums += torch.stack([loss, errors.abs().mean(), norm])
+    def add(self, loss: float, errors: Tensor, norm: Tensor) -> None:
+        self.losses.append(loss)
+        self.errors.append(errors)
+        self.norms.append(norm)
 
     def means(self) -> dict[str, float]:
-        if not self.updates:
+        if not self.losses:
             return {}
-        means = (self.sums / self.updates).tolist()
-        return dict(zip(("loss/td", "value/td_error", "optim/grad_norm"), means, strict=True))
+        return {
+            "loss/td": float(np.mean(self.losses)),
+            "value/td_error": torch.cat(self.errors).abs().mean().item(),
+            "optim/grad_norm": torch.stack(self.norms).mean().item(),
+        }

@@ -130,7 +130,7 @@ class Stepper:
         ended, valid = terminated | truncated, ~fresh
         self._count(infos.get(TRUE_REWARD, rewards) if self._sync else rewards, valid, actions)
         next_obs = self.obs = seen
-        if ended.any():
+        if np.count_nonzero(ended):
             self._note(ended)
             next_obs, self.obs = self._after_an_end(seen, ended, infos)
             truncated = truncated & ~terminated
@@ -179,7 +179,7 @@ class Stepper:
 
     def _count(self, rewards: np.ndarray, valid: np.ndarray, actions: np.ndarray) -> None:
         self.env_steps += self.num_envs
-        self._returns += np.where(valid, rewards, 0.0)
+        self._returns += rewards * valid
         self._lengths += valid
         if self._sync:
             for done, action in zip(self._done, actions, strict=True):

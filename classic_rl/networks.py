@@ -40,6 +40,13 @@ class Tanh(nn.Tanh):
         return _NumPyTanh.apply(input)  # pyright: ignore[reportReturnType]
 
 
+class ReLU(nn.ReLU):
+    """ReLU in place of its input, which saves a tensor a layer."""
+
+    def __init__(self) -> None:
+        super().__init__(inplace=True)
+
+
 class Features:
     """Turns observations of a space into what a network takes.
 
@@ -221,6 +228,7 @@ class Adam:
         """
         joint = copy.copy(optimizers[0])
         joint.memory, joint._steps = torch.stack([one.memory for one in optimizers], dim=1), joint._steps.clone()
+        joint._rows = tuple(joint.memory)
         for row, one in enumerate(optimizers):
             one._move_to(joint.memory[:, row], joint._steps)
         weights = joint.memory[0].data.requires_grad_()
@@ -229,6 +237,7 @@ class Adam:
 
     def _move_to(self, memory: Tensor, steps: Tensor) -> None:
         self.memory, self._steps = memory, steps
+        self._rows = tuple(memory)
         for parameter, (start, end) in zip(self._parameters, _spans(self._parameters), strict=True):
             parameter.data, parameter.grad = (row[start:end].view_as(parameter) for row in memory[:2])
 
@@ -238,17 +247,18 @@ class Adam:
         Raises:
             FloatingPointError: before the step, if the gradient is not finite.
         """
-        weights, gradient, mean, square = self.memory
+        weights, gradient, mean, square = self._rows
         gradient.zero_()
         loss.backward()
         with torch.no_grad():
             norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
-            if not math.isfinite(norm.sum().item()):
+            largest = norm.max().item()
+            if not math.isfinite(largest):
                 raise FloatingPointError(
                     f"the norm of the gradient is {norm.squeeze(-1).tolist()}; the weights are as they were. "
                     "Look for rewards or observations that are not finite; else lower learning_rate, or scale rewards."
                 )
-            if self.max_grad_norm is not None:
+            if self.max_grad_norm is not None and largest > self.max_grad_norm:
                 gradient.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
             # One fused operation: for some ten thousand weights it takes a fifth of the time of the equation's several.
             adam(

@@ -40,6 +40,14 @@ class Batch(NamedTuple):
     weights: Tensor
     slots: NDArray[np.int64]
 
+    def split(self, size: int) -> list[Batch]:
+        """Part it into batches of `size`."""
+        if len(self.slots) == size:
+            return [self]
+        *tensors, slots = self
+        parts = [x.split(size) for x in tensors]
+        return [Batch(*part) for part in zip(*parts, slots.reshape(-1, size), strict=True)]
+
 
 class SumTree:
     """Non-negative leaves under a binary tree of their sums: set and find cost log2(size) operations on arrays.
@@ -152,6 +160,7 @@ class Replay:
         self._terminated = np.zeros(capacity, dtype=np.bool_)
         self._truncated = np.zeros(capacity, dtype=np.bool_)
         self._following = np.full(capacity, -1, dtype=np.int64)  # the slot of the next step; -1 where there is none
+        self._envs = np.arange(num_envs)
         self._newest = np.full(num_envs, -1, dtype=np.int64)  # each environment's open step; -1 after an end
         self._tree = SumTree(capacity) if priority_exponent else None
         self._largest = 1.0  # the largest p so far
@@ -179,18 +188,19 @@ class Replay:
             terminated, truncated: bool, in Gymnasium's sense; both end the episode. [N]
             valid: bool, False where an environment only reset, which is no transition; None counts all. [N]
         """
-        envs = np.arange(len(self._newest)) if valid is None else np.flatnonzero(valid)
+        envs = self._envs if valid is None else np.flatnonzero(valid)
         at = (self._added + np.arange(len(envs))) % self.capacity
-        ended = (np.asarray(terminated) | np.asarray(truncated))[envs]
+        whole = len(envs) == len(self._envs)
         for kept, new in (
             (self._obs, obs), (self._actions, actions), (self._rewards, rewards), (self._next_obs, next_obs),
             (self._terminated, terminated), (self._truncated, truncated),
         ):  # fmt: skip
-            kept[at] = np.asarray(new)[envs]
+            kept[at] = new if whole else np.asarray(new)[envs]
         before = self._newest[envs]
-        self._following[before[before >= 0]] = at[before >= 0]
+        followed = before >= 0
+        self._following[before[followed]] = at[followed]
         self._following[at] = -1
-        self._newest[envs] = np.where(ended, -1, at)
+        self._newest[envs] = np.where(self._terminated[at] | self._truncated[at], -1, at)
         self._added += len(envs)
         if self._tree:
             self._tree.set(at, np.full(len(at), self._largest**self.alpha))

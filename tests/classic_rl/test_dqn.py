@@ -57,26 +57,26 @@ def test_huber_and_square_are_one_below_the_bound_and_huber_grows_like_a_line_be
     assert_close(errors.grad, torch.tensor([0.3, -1.9, 2.0, -2.0]))
 
 
-ONLINE, TARGET = Table([[0.0, 3.0], [5.0, 4.0]]), Table([[0.0, 0.0], [7.0, 9.0]])
+ONLINE, NEXT_VALUES = Table([[0.0, 3.0], [5.0, 4.0]]), torch.tensor([[7.0, 9.0]])
 
 
 def test_the_target_is_the_best_value_of_the_target_network():
-    assert td_errors(batch(), ONLINE, TARGET, double=False).item() == 1 + 0.5 * 9 - 3
+    assert td_errors(batch(), ONLINE, NEXT_VALUES, double=False).item() == 1 + 0.5 * 9 - 3
 
 
 def test_double_dqn_takes_the_target_networks_value_of_the_online_networks_action():
-    assert td_errors(batch(), ONLINE, TARGET, double=True).item() == 1 + 0.5 * 7 - 3
+    assert td_errors(batch(), ONLINE, NEXT_VALUES, double=True).item() == 1 + 0.5 * 7 - 3
 
 
 @pytest.mark.parametrize("double", [False, True])
 def test_a_terminated_transition_has_no_future(double):
-    assert td_errors(batch(terminated=torch.tensor([True])), ONLINE, TARGET, double=double).item() == 1 - 3
+    assert td_errors(batch(terminated=torch.tensor([True])), ONLINE, NEXT_VALUES, double=double).item() == 1 - 3
 
 
 @pytest.mark.parametrize("double", [False, True])
 def test_only_the_value_of_the_action_taken_has_a_gradient(double):
     online = Table([[0.0, 3.0], [5.0, 4.0]])
-    td_errors(batch(), online, TARGET, double=double).sum().backward()
+    td_errors(batch(), online, NEXT_VALUES, double=double).sum().backward()
     assert_close(online.values.grad, torch.tensor([[0.0, -1.0], [0.0, 0.0]]))
 
 
