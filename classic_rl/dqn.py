@@ -31,54 +31,64 @@ from classic_rl.networks import linear as dense
 from classic_rl.replay import Batch, Replay
 from classic_rl.schedules import linear
 
-AT_ONCE = 8
+AT_ONCE = 16
 """Batches that are drawn and valued at once, at most: more of them leave a processor's cache."""
 
 
-def td_loss(errors: Tensor, *, delta: float | None = 1.0) -> Tensor:
-    """Weigh TD errors by Huber's loss, or by half their square.
+def td_loss(predicted: Tensor, targets: Tensor, *, delta: float | None = 1.0, weights: Tensor | None = None) -> Tensor:
+    """Weigh TD errors by Huber's loss, or by half their square, and take the mean.
 
         L = error^2 / 2                        where |error| <= delta, or everywhere without a delta
-        L = delta * (|error| - delta / 2)      beyond
+        L = delta * (|error| - delta / 2)      beyond, error = target - prediction
 
     Source: Huber 1964; in DQN the gradient it has is the "error clipping" of Mnih et al. 2015.
 
     Args:
-        errors: target minus prediction. [...]
+        predicted: Q(s, a). [B]
+        targets: y, constants. [B]
         delta: where the square turns into a line, in the unit of the errors.
+        weights: of the losses in the mean; None weighs all by 1. [B]
 
     Returns:
-        The loss of each error. [...]
+        The mean loss. []
 
-    >>> td_loss(torch.tensor([0.5, -3.0]))
-    tensor([0.1250, 2.5000])
+    Raises:
+        ValueError: if the shapes differ.
+
+    >>> td_loss(torch.zeros(2), torch.tensor([0.5, -3.0]))
+    tensor(1.3125)
     """
+    check_same_shape(targets=targets, predicted=predicted)
+    how = "mean" if weights is None else "none"
     if delta is None:
-        return errors.square() / 2
-    return F.huber_loss(errors, torch.zeros_like(errors), reduction="none", delta=delta)
+        loss = F.mse_loss(predicted, targets.detach(), reduction=how) / 2
+    else:
+        loss = F.huber_loss(predicted, targets.detach(), reduction=how, delta=delta)
+    return loss if weights is None else (weights * loss).mean()
 
 
-def td_errors(batch: Batch, online: nn.Module, next_values: Tensor, *, double: bool) -> Tensor:
-    """Return y - Q(s, a), y by `q_targets` or, if `double`, `double_q_targets`; only Q(s, a) has a gradient.
+@torch.no_grad()
+def td_targets(batch: Batch, online: nn.Module, next_values: Tensor, *, double: bool) -> Tensor:
+    """Return y by `q_targets` or, if `double`, `double_q_targets`.
 
     Args:
         batch: B transitions.
-        online: what learns.
+        online: the network that learns.
         next_values: of the target network, at `batch.next_obs`. [B, A]
         double: whether the online network chooses among them.
 
     Returns:
-        The errors. [B]
+        The targets. [B]
     """
-    with torch.no_grad():
-        if double:
-            chosen_by = online(batch.next_obs)
-            y = double_q_targets(batch.rewards, chosen_by, next_values, batch.terminated, gamma=batch.discounts)
-        else:
-            y = q_targets(batch.rewards, next_values, batch.terminated, gamma=batch.discounts)
-    predicted = online(batch.obs).gather(-1, batch.actions[:, None]).squeeze(-1)
-    check_same_shape(targets=y, predicted=predicted)
-    return y - predicted
+    if not double:
+        return q_targets(batch.rewards, next_values, batch.terminated, gamma=batch.discounts)
+    chosen_by = online(batch.next_obs)
+    return double_q_targets(batch.rewards, chosen_by, next_values, batch.terminated, gamma=batch.discounts)
+
+
+def value_of(batch: Batch, online: nn.Module) -> Tensor:
+    """Return Q(s, a). [B]"""
+    return online(batch.obs).gather(-1, batch.actions[:, None]).squeeze(-1)
 
 
 @torch.no_grad()
@@ -167,9 +177,10 @@ class QPolicy:
         if epsilon == 0:
             return self._ranks(features).argmax(axis=-1) + start
         random = rng.random(count) < epsilon
-        actions = rng.integers(self.action_space.n, size=count)
-        if not random.all():
-            actions = np.where(random, actions, self._ranks(features).argmax(axis=-1))
+        chance = np.count_nonzero(random)
+        actions = self._ranks(features).argmax(axis=-1) if chance < count else np.zeros(count, dtype=np.int64)
+        if chance:
+            actions[random] = rng.integers(self.action_space.n, size=chance)
         return actions + start
 
     def save(self, folder: str | Path, algorithm: str = "dqn") -> None:
@@ -287,7 +298,7 @@ class DQN(Agent[QPolicy]):
     def _independent(self) -> int:
         """Count updates ahead whose draws depend on no priorities, and whose target is the same."""
         every = self.config.target.every
-        return 1 if self.replay.alpha else min(AT_ONCE, every - self.updates % every)
+        return 1 if self.config.replay.priority_exponent else min(AT_ONCE, every - self.updates % every)
 
     def _update(self, batch: Batch, next_values: Tensor, told: _Told) -> None:
         """Take one gradient step on one batch.
@@ -296,8 +307,9 @@ class DQN(Agent[QPolicy]):
             FloatingPointError: if the loss is not finite; the weights are as they were.
         """
         config = self.config
-        errors = td_errors(batch, self.network, next_values, double=config.target.double)
-        loss = (batch.weights * td_loss(errors, delta=config.huber_delta)).mean()
+        targets = td_targets(batch, self.network, next_values, double=config.target.double)
+        predicted = value_of(batch, self.network)
+        loss = td_loss(predicted, targets, delta=config.huber_delta, weights=batch.weights)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(
                 f"the loss of update {self.updates + 1} is not finite: the values diverged, or a reward is not finite. "
@@ -307,8 +319,9 @@ class DQN(Agent[QPolicy]):
         self.updates += 1
         if self.updates % config.target.every == 0:
             move_towards(self.target, self.network, rate=config.target.rate)
-        self.replay.set_priorities(batch.slots, errors.detach())
-        told.add(loss.item(), errors.detach(), norm)
+        errors = targets - predicted.detach()
+        self.replay.set_priorities(batch.slots, errors)
+        told.add(loss.item(), errors, norm)
 
     # --- going on exactly where it was ---
 

@@ -124,9 +124,9 @@ class Stepper:
 
     def step(self, actions: np.ndarray) -> Transition:
         """Do one action in each environment. [N, ...]"""
-        obs, fresh = self.obs, self._fresh
-        seen, rewards, terminated, truncated, infos = self.envs.step(actions)
-        seen = np.array(seen)  # a copy: environments may write into what they gave
+        obs, fresh, step = self.obs, self._fresh, self._one_by_one if self._sync else self.envs.step
+        seen, rewards, terminated, truncated, infos = step(actions)
+        seen = np.array(seen, dtype=self.obs.dtype)  # a copy: environments may write into what they gave
         ended, valid = terminated | truncated, ~fresh
         self._count(infos.get(TRUE_REWARD, rewards) if self._sync else rewards, valid, actions)
         next_obs = self.obs = seen
@@ -157,6 +157,15 @@ class Stepper:
         """Return the mean return and length of the latest episodes of each block that has any. [blocks, 2]"""
         return np.array([np.mean(latest, axis=0) for latest in self.latest if latest])
 
+    def _one_by_one(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Do what the vector's own `step` does, in half its time; of what an environment told only the true reward."""
+        assert self._sync is not None
+        did = [env.step(action) for env, action in zip(self._sync.envs, actions, strict=True)]
+        seen, rewards, terminated, truncated, infos = zip(*did, strict=True)
+        gave = np.array(rewards, dtype=np.float64)
+        told = {TRUE_REWARD: np.array([info[TRUE_REWARD] for info in infos])} if TRUE_REWARD in infos[0] else {}
+        return seen, gave, np.array(terminated, dtype=np.bool_), np.array(truncated, dtype=np.bool_), told
+
     def _reset(self, seeds: list[int]) -> np.ndarray:
         # Gymnasium's vectors take a list of seeds, but the type of their base class does not say so.
         return np.array(self.envs.reset(seed=list(seeds))[0])  # pyright: ignore[reportArgumentType]
@@ -170,10 +179,13 @@ class Stepper:
             for index in np.flatnonzero(ended):
                 last[index] = infos["final_obs"][index]
             return last, seen
+        if self._sync:
+            begun = seen.copy()
+            for index in np.flatnonzero(ended):
+                self._origins[index] = _generator(self._sync.envs[index]).state
+                begun[index], _ = self._sync.envs[index].reset()
+            return seen, begun
         if self._mode is AutoresetMode.DISABLED:
-            if self._sync:
-                for index in np.flatnonzero(ended):
-                    self._origins[index] = _generator(self._sync.envs[index]).state
             return seen, np.array(self.envs.reset(options={"reset_mask": ended})[0])
         return seen, seen
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 RELU_GAIN = math.sqrt(2)
 """The gain that orthogonal layers commonly have between non-linearities."""
@@ -260,11 +259,12 @@ class Adam:
                 )
             if self.max_grad_norm is not None and largest > self.max_grad_norm:
                 gradient.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-            # One fused operation: for some ten thousand weights it takes a fifth of the time of the equation's several.
-            adam(
-                [weights], [gradient], [mean], [square], [], [self._steps],
-                fused=True, amsgrad=False, maximize=False, weight_decay=0.0,
-                beta1=self.betas[0], beta2=self.betas[1], lr=learning_rate, eps=self.eps,
+            self._steps += 1
+            # One fused operation, which torch.optim.Adam ends in: for some ten thousand weights it takes a fifth of the
+            # time of the equation's several, and the way there three times its own.
+            torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
+                [weights], [gradient], [mean], [square], [], [self._steps], amsgrad=False, maximize=False,
+                weight_decay=0.0, beta1=self.betas[0], beta2=self.betas[1], lr=learning_rate, eps=self.eps,
             )  # fmt: skip
         return norm.squeeze(-1)
 

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     next_obs: the state after the last of these; of a truncated step the one before the reset. [B, ...]
     terminated: bool, whether that last step terminated. [B]
     discounts: gamma to the number of steps summed, what the value of `next_obs` is multiplied by. [B]
-    weights: of importance sampling, at most 1; all 1 where draws are uniform. [B]
+    weights: of importance sampling, at most 1; None where draws are uniform. [B]
     slots: where they lie, for `Replay.set_priorities`. [B]
     """
 
@@ -37,16 +37,18 @@ class Batch(NamedTuple):
     next_obs: Tensor
     terminated: Tensor
     discounts: Tensor
-    weights: Tensor
+    weights: Tensor | None
     slots: NDArray[np.int64]
 
     def split(self, size: int) -> list[Batch]:
         """Part it into batches of `size`."""
-        if len(self.slots) == size:
+        count = len(self.slots) // size
+        if count == 1:
             return [self]
-        *tensors, slots = self
+        *tensors, weights, slots = self
         parts = [x.split(size) for x in tensors]
-        return [Batch(*part) for part in zip(*parts, slots.reshape(-1, size), strict=True)]
+        parts.append([None] * count if weights is None else weights.split(size))
+        return [Batch(*part) for part in zip(*parts, slots.reshape(count, size), strict=True)]
 
 
 class SumTree:
@@ -225,13 +227,13 @@ class Replay:
             raise ValueError("the replay memory is empty: add transitions before drawing from it")
         if self._tree is None:
             slots = rng.integers(len(self), size=batch_size)
-            return self.gather(slots, np.ones(batch_size, dtype=np.float32))
+            return self.gather(slots)
         # 1 - random is in (0, 1], where `find` never meets an empty leaf
         share = (np.arange(batch_size) + 1.0 - rng.random(batch_size)) / batch_size
         slots = self._tree.find(share * self._tree.total)
         return self.gather(slots, self.weights(slots, beta=beta))
 
-    def gather(self, slots: NDArray[np.int64], weights: NDArray[np.float32]) -> Batch:
+    def gather(self, slots: NDArray[np.int64], weights: NDArray[np.float32] | None = None) -> Batch:
         """Return the transitions that lie in some slots, over up to n steps. [B], [B]"""
         rewards, discounts, last = self._sum_n_steps(slots)
         return Batch(
@@ -241,7 +243,7 @@ class Replay:
             _rows(self._next_obs, last),
             _rows(self._terminated, last),
             torch.from_numpy(discounts),
-            torch.from_numpy(weights),
+            None if weights is None else torch.from_numpy(weights),
             slots,
         )
 
