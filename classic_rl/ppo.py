@@ -120,9 +120,9 @@ def learn_from(part: Batch, policy: Judge, optimizer: Adam, config: PPOConfig, *
     return torch.stack([*terms, norm])
 
 
-def rate_and_clip(config: PPOConfig, step: int) -> tuple[float, float]:
-    """Return the learning rate and the clip of an update."""
-    left = 1 - step / config.total_steps if config.anneal else 1.0
+def rate_and_clip(config: PPOConfig, *, done: float) -> tuple[float, float]:
+    """Return the learning rate and the clip of an update, when a share of the run is done."""
+    left = 1 - done if config.anneal else 1.0
     return config.learning_rate * left, config.clip * left
 
 
@@ -193,7 +193,7 @@ class PPO(Agent[ActorCritic]):
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Learn from a batch; return the metrics of doing so."""
-        config, (rate, clip) = self.config, rate_and_clip(self.config, self.step)
+        config, (rate, clip) = self.config, rate_and_clip(self.config, done=self.step / self.total_steps)
         told: list[Tensor] = []
         epoch, kl = 0, 0.0
         while epoch < config.epochs and (config.target_kl is None or kl <= config.target_kl):

@@ -164,7 +164,7 @@ class PPOSeeds:
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Learn from one batch of each seed; return the metrics of doing so."""
-        config, (rate, clip) = self.config, rate_and_clip(self.config, self.step)
+        config, (rate, clip) = self.config, rate_and_clip(self.config, done=self.step / self.total_steps)
         told: list[Tensor] = []
         for _ in range(config.epochs):
             parts = minibatches(batch, self.rngs, config.minibatches)

@@ -254,7 +254,7 @@ def test_a_memory_goes_on_from_its_state_bit_for_bit(alpha):
             replay.add([i, i], [0, 1], [i, i], [i + 1, i + 1], [i % 5 == 0, False], [False, i % 7 == 0])
             batch = replay.sample(6, rng, beta=0.5)
             replay.set_priorities(batch.slots, batch.obs.numpy() % 4)
-            drawn += [part.tolist() for part in batch]
+            drawn += [part.tolist() for part in batch if part is not None]
         return drawn
 
     def new() -> Replay:
