@@ -7,7 +7,9 @@ t - 1. Entries that are not actions are 0.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -26,6 +28,8 @@ HEAD_BYTES = 256 * 2**20
 """Memory that the logits of one chunk may take, their copies in the float32 softmax included."""
 SHARE_BELOW, SECOND_FORWARD = 0.9, 64
 """Prompts are forwarded once where at most this share of the tokens is left, a second forward counted as so many."""
+ANOTHER_FORWARD = 1024
+"""The same of rows forwarded apart from longer ones on an accelerator, where a forward of few tokens costs as much."""
 CACHED = 8
 """So many tokens in the cache of a row count as one that is forwarded: by memory, measured, from 7 to 25."""
 
@@ -91,7 +95,8 @@ def token_logprobs(
 
         logprobs[b, t] = log softmax(logits[b, t-1] / temperature)[input_ids[b, t]]
 
-    A prompt that several rows begin with is forwarded once where that is less work and the model's cache allows it.
+    A prompt that several rows begin with is forwarded once where that is less work and the model's cache allows it,
+    and rows are forwarded apart from much longer ones.
     Only hidden states that predict an action go through the head, in chunks whose logits are recomputed in the
     backward pass when they would not fit into `HEAD_BYTES` together. The gradient is exact.
 
@@ -128,20 +133,19 @@ def token_logprobs(
         said = token_logprobs(model, input_ids.gather(1, order), None, actions.gather(1, order), **options)
         return TokenLogprobs._make(x if x is None else torch.zeros_like(x).scatter(1, order, x) for x in said)
 
-    rows, columns = action_mask[:, 1:].bool().nonzero(as_tuple=True)
     causal_lm = base_model(model)
     head, cache = _shortcuts_of(causal_lm)
-    prompts = SharedPrompts.of(input_ids, action_mask) if cache and len(rows) else None
-    if prompts and not pays(prompts.tokens(prompts.numbers.argsort())[-1], input_ids.numel()):
+    prompts = SharedPrompts.of(input_ids, action_mask) if cache and bool(action_mask[:, 1:].any()) else None
+    if prompts and not pays(prompts.tokens(prompts.numbers.argsort())[-1], (prompts.lengths + prompts.rest).sum()):
         prompts = None
     trunk = causal_lm.base_model if head else causal_lm
-    hidden = _hidden_states(trunk, input_ids, (rows, columns), prompts)  # [N, H]
-    said = _head_logprobs(causal_lm, head, hidden, input_ids[rows, columns + 1], temperature, entropy)
+    hidden, *places = _hidden_states(trunk, input_ids, action_mask, prompts)  # [N, H]
+    said = _head_logprobs(causal_lm, head, hidden, input_ids[*places], temperature, entropy)
     if value_head is not None and not head:
         raise ValueError(f"{type(causal_lm).__name__}: gives no hidden states for a value head; use GRPO, or RLOO")
 
     def laid_out(flat: Tensor) -> Tensor:
-        return flat.new_zeros(input_ids.shape).index_put((rows, columns + 1), flat)
+        return flat.new_zeros(input_ids.shape).index_put(tuple(places), flat)
 
     values = None if value_head is None else laid_out(value_head(hidden))
     return TokenLogprobs(laid_out(said[0]), laid_out(said[1]) if entropy else None, values)
@@ -236,10 +240,10 @@ class SharedPrompts(NamedTuple):
         return cls(ids, mask, numbers, first + 1, last - first)
 
     def tokens(self, rows: Tensor) -> Tensor:
-        """Tokens that the first of some rows takes, the first two, ..., padding included; alike rows in turn. [b]"""
-        prompt, rest = (each[rows].cummax(0).values for each in (self.lengths, self.rest))
+        """Tokens that the first of some rows takes, the first two, ..., with padded prompts; alike rows in turn. [b]"""
+        prompt, counts = self.lengths[rows].cummax(0).values, torch.arange(1, len(rows) + 1, device=rows.device)
         new = self.numbers[rows].diff(prepend=self.numbers.new_tensor([-1])) != 0
-        return new.cumsum(0) * prompt + torch.arange(1, len(rows) + 1, device=rows.device) * (rest + prompt // CACHED)
+        return new.cumsum(0) * prompt + counts * (prompt // CACHED) + self.rest[rows].cumsum(0)
 
 
 def pays(shared: Any, plain: Any) -> Any:
@@ -254,25 +258,60 @@ def left_padded(ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return ids.gather(1, source.clamp(min=0)), source >= 0
 
 
+def by_length(lengths: Tensor) -> Iterator[Tensor]:
+    """Cut rows apart wherever that saves more padding than a further forward costs. [B] -> numbers of rows, each [b]"""
+    further = SECOND_FORWARD if lengths.device.type == "cpu" else ANOTHER_FORWARD
+    waiting = [lengths.argsort(descending=True, stable=True)]
+    while waiting:
+        rows = waiting.pop()
+        shorter = lengths[rows[0]] - lengths[rows]
+        saved = shorter * torch.arange(len(rows), 0, -1, device=rows.device)  # by the rows from here on, if apart
+        at = int(saved.argmax())
+        if saved[at] > further:
+            waiting += [rows[at:], rows[:at]]
+        else:
+            yield rows
+
+
 def _hidden_states(
-    trunk: nn.Module, input_ids: Tensor, where: tuple[Tensor, ...], prompts: SharedPrompts | None
-) -> Tensor:
+    trunk: nn.Module, input_ids: Tensor, action_mask: Tensor, prompts: SharedPrompts | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Run whole rows, or each prompt once and the rest of the rows against its cache, through which gradients flow.
 
-    Returns the hidden states at N places, or the logits if the trunk is a whole model. [N, H]
+    Returns the hidden states that predict the N actions, or the logits if the trunk is a whole model, [N, H], and the
+    rows and columns of the actions. [N]
     """
-    if prompts is None:
-        return forward(trunk, input_ids, None, use_cache=False)[0][where]
-    before = forward(trunk, prompts.ids, prompts.mask, use_cache=True)
-    before.past_key_values.reorder_cache(prompts.numbers)  # a prompt may be taken any number of times
-    slots = torch.arange(max(1, int(prompts.rest.max())), device=input_ids.device)
-    ids = input_ids.gather(1, (prompts.lengths[:, None] + slots).clamp(max=input_ids.shape[1] - 1))
-    # what a row has no more of is padding, or its positions would go on where the model has none
-    mask = torch.cat([prompts.mask[prompts.numbers], slots < prompts.rest[:, None]], dim=1)
-    after = forward(trunk, ids, mask, use_cache=True, past_key_values=before.past_key_values)
-    hidden = torch.cat([before[0][prompts.numbers, -1:], after[0]], dim=1)
-    rows, columns = where
-    return hidden[rows, columns + 1 - prompts.lengths[rows]]
+    slots = torch.arange(input_ids.shape[1], device=input_ids.device)
+    actions = action_mask.bool() & (slots > 0)
+    before, starts, rest = None, torch.ones_like(input_ids[:, 0]), (actions * slots).amax(dim=1)
+    if prompts is not None:
+        before, starts, rest = forward(trunk, prompts.ids, prompts.mask, use_cache=True), prompts.lengths, prompts.rest
+    hidden, places = [], []
+    for group in by_length(rest):
+        width = max(1, int(rest[group[0]]))
+        if before is None or prompts is None:
+            states = forward(trunk, input_ids[group, :width], None, use_cache=False)[0]
+        else:
+            numbers, new = prompts.numbers[group], slots[:width]
+            ids = input_ids[group].gather(1, (starts[group, None] + new).clamp(max=len(slots) - 1))
+            # what a row has no more of is padding, or its positions would go on where the model has none
+            mask = torch.cat([prompts.mask[numbers], new < rest[group, None]], dim=1)
+            cache = repeated(before.past_key_values, numbers)
+            after = forward(trunk, ids, mask, use_cache=True, past_key_values=cache)
+            states = torch.cat([before[0][numbers, -1:], after[0]], dim=1)
+        rows, columns = actions[group].nonzero(as_tuple=True)
+        hidden.append(states[rows, columns - starts[group][rows]])
+        places.append((group[rows], columns))
+    rows, columns = (torch.cat(each) for each in zip(*places, strict=True))
+    return torch.cat(hidden), rows, columns
+
+
+def repeated(cache: Any, rows: Tensor) -> Any:
+    """Return a cache of some rows of another, each of which may be taken any number of times. [b]"""
+    taken = copy(cache)
+    taken.layers = [copy(layer) for layer in cache.layers]
+    taken.reorder_cache(rows)
+    return taken
 
 
 SHORTCUTS: WeakKeyDictionary[PreTrainedModel, dict[bool, Shortcuts]] = WeakKeyDictionary()
@@ -286,10 +325,11 @@ def _shortcuts_of(model: PreTrainedModel) -> Shortcuts:
     def logits_of(shortcuts: Shortcuts, ids: Tensor, action_mask: Tensor) -> Tensor | None:
         if shortcuts.cache and not expandable(forward(model, ids, None, use_cache=True)):
             return None
-        trunk, where = model.base_model if shortcuts.head else model, action_mask[:, 1:].nonzero(as_tuple=True)
+        trunk = model.base_model if shortcuts.head else model
         prompts = SharedPrompts.of(ids, action_mask) if shortcuts.cache else None
-        hidden = _hidden_states(trunk, ids, where, prompts)
-        return _logits(model, hidden) if shortcuts.head else hidden
+        hidden, *places = _hidden_states(trunk, ids, action_mask, prompts)
+        logits = _logits(model, hidden) if shortcuts.head else hidden
+        return logits.new_zeros(*ids.shape, logits.shape[-1]).index_put(tuple(places), logits)
 
     if checkpoints not in known:
         known[checkpoints] = tried_out(model, logits_of, checkpoints=checkpoints)
