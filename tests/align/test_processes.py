@@ -46,7 +46,7 @@ CACHES: list[Path] = []
 """The last one is the folder of this run's caches."""
 
 CASES = {
-    "sft": lambda: small_sft(optimizer=OPTIMIZER, steps=20),
+    "sft": lambda: small_sft(optimizer=OPTIMIZER, steps=20, double=True),
     "sft lora": lambda: small_sft(optimizer=OPTIMIZER, steps=20, lora=True),
     "dpo": lambda: small_dpo(optimizer=OPTIMIZER, steps=8),
     "dpo lora": lambda: small_dpo(optimizer=OPTIMIZER, steps=8, lora=True),
