@@ -7,7 +7,9 @@ t - 1. Entries that are not actions are 0.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -15,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from align.shortcuts import Shortcuts, tried_out
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 HEAD_BYTES = 256 * 2**20
-"""Memory that the logits of one chunk may take, their copies in the float32 softmax included."""
+"""Memory that the logits of one chunk and what is made of them may take."""
 SHARE_BELOW, SECOND_FORWARD = 0.9, 64
 """Prompts are forwarded once where at most this share of the tokens is left, a second forward counted as so many."""
 CACHED = 8
@@ -91,9 +94,9 @@ def token_logprobs(
 
         logprobs[b, t] = log softmax(logits[b, t-1] / temperature)[input_ids[b, t]]
 
-    A prompt that several rows begin with is forwarded once where that is less work and the model's cache allows it.
-    Only hidden states that predict an action go through the head, in chunks whose logits are recomputed in the
-    backward pass when they would not fit into `HEAD_BYTES` together. The gradient is exact.
+    A prompt that several rows begin with is forwarded once where that is less work and the model's cache allows it,
+    and rows are forwarded apart from much longer ones. Only hidden states that predict an action go through the head,
+    in chunks whose logits are recomputed in the backward pass where `HEAD_BYTES` hold not all. The gradient is exact.
 
     Args:
         model: any Hugging Face causal LM, or a PEFT model around one.
@@ -128,23 +131,22 @@ def token_logprobs(
         said = token_logprobs(model, input_ids.gather(1, order), None, actions.gather(1, order), **options)
         return TokenLogprobs._make(x if x is None else torch.zeros_like(x).scatter(1, order, x) for x in said)
 
-    rows, columns = action_mask[:, 1:].bool().nonzero(as_tuple=True)
     causal_lm = base_model(model)
     head, cache = _shortcuts_of(causal_lm)
-    prompts = SharedPrompts.of(input_ids, action_mask) if cache and len(rows) else None
-    if prompts and not pays(prompts.tokens(prompts.numbers.argsort())[-1], input_ids.numel()):
+    prompts = SharedPrompts.of(input_ids, action_mask) if cache and bool(action_mask[:, 1:].any()) else None
+    if prompts and not pays(prompts.tokens(prompts.numbers.argsort())[-1], (prompts.lengths + prompts.rest).sum()):
         prompts = None
     trunk = causal_lm.base_model if head else causal_lm
-    hidden = _hidden_states(trunk, input_ids, (rows, columns), prompts)  # [N, H]
-    said = _head_logprobs(causal_lm, head, hidden, input_ids[rows, columns + 1], temperature, entropy)
+    hidden, *places = _hidden_states(trunk, input_ids, action_mask, prompts)  # [N, H]
+    logprobs, *entropies = _head_logprobs(causal_lm, head, hidden, input_ids[*places], temperature, entropy)
     if value_head is not None and not head:
         raise ValueError(f"{type(causal_lm).__name__}: gives no hidden states for a value head; use GRPO, or RLOO")
 
     def laid_out(flat: Tensor) -> Tensor:
-        return flat.new_zeros(input_ids.shape).index_put((rows, columns + 1), flat)
+        return flat.new_zeros(input_ids.shape).index_put(tuple(places), flat)
 
     values = None if value_head is None else laid_out(value_head(hidden))
-    return TokenLogprobs(laid_out(said[0]), laid_out(said[1]) if entropy else None, values)
+    return TokenLogprobs(laid_out(logprobs), laid_out(*entropies) if entropy else None, values)
 
 
 def forward(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, **more: Any) -> Any:
@@ -177,25 +179,47 @@ def _head_logprobs(
 ) -> list[Tensor]:
     """Return log-probabilities, and entropies if asked, at N hidden states. [N, H], [N] -> [N], or two of them"""
 
-    def score(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    def score(hidden: Tensor, targets: Tensor) -> Any:
         logits = _logits(model, hidden) if head else hidden
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logp = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
-        logprobs = logp.gather(-1, targets[:, None])[:, 0]
-        # entr(p) is 0 at p = 0; p * log p would be NaN where a model rules a word out with -inf
-        return (logprobs, torch.special.entr(logp.exp()).sum(-1)) if entropy else (logprobs,)
+        return _Chosen.apply(logits if temperature == 1 else logits / temperature, targets, entropy)
 
-    copies = 5 if entropy else 3  # logits as they come, in float32, and the softmax of the backward pass
+    copies = 3 if entropy else 2  # the logits, and what is made of them
     chunk = max(1, HEAD_BYTES // (4 * copies * model.config.get_text_config().vocab_size))
-    if len(hidden) <= chunk:
-        return list(score(hidden, targets))
+    run: Any = score if len(hidden) <= chunk else partial(checkpoint, score, use_reentrant=False)
+    parts = [run(*rows) for rows in zip(hidden.split(chunk), targets.split(chunk), strict=True)]
+    return [torch.cat(each) for each in zip(*parts, strict=True)]
 
-    def stacked(hidden: Tensor, targets: Tensor) -> Tensor:  # apart, unused entropies would stay in memory, recomputed
-        return torch.stack(score(hidden, targets))
 
-    again: Any = partial(checkpoint, stacked, use_reentrant=False) if torch.is_grad_enabled() else stacked
-    chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    return list(torch.cat([again(*rows) for rows in chunks], dim=1))
+class _Chosen(torch.autograd.Function):
+    """Log-probabilities of N targets, and entropies if asked, from logits. [N, V], [N] -> [N], or two of them
+
+        d logprob / d logit_v = [v is the target] - p_v        d entropy / d logit_v = -p_v * (log p_v + entropy)
+
+    Autograd would go over more copies of the logits, and back over them for entropies that nobody learns from.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, entropy: bool) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        logp, targets = logits.log_softmax(-1), targets[:, None]
+        ctx.save_for_backward(logp, targets)
+        ctx.set_materialize_grads(False)
+        logprobs = logp.gather(-1, targets)[:, 0]
+        # 0 * log 0 is 0, where a model rules a word out with -inf
+        return (logprobs, -logp.exp().mul_(logp).nansum(-1)) if entropy else (logprobs,)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_logprob: Tensor | None, by_entropy: Tensor | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        logp, targets = ctx.saved_tensors
+        p = logp.exp()
+        up = torch.zeros_like(p[:, :1]) if by_logprob is None else by_logprob[:, None]
+        if by_entropy is None:
+            p.mul_(-up)
+        else:
+            parts, spread = torch.special.entr(p), by_entropy[:, None]  # -p log p
+            p.mul_(-up - spread * parts.sum(-1, keepdim=True)).addcmul_(parts, spread)
+        return p.scatter_add_(1, targets, up), None, None
 
 
 def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -236,10 +260,10 @@ class SharedPrompts(NamedTuple):
         return cls(ids, mask, numbers, first + 1, last - first)
 
     def tokens(self, rows: Tensor) -> Tensor:
-        """Tokens that the first of some rows takes, the first two, ..., padding included; alike rows in turn. [b]"""
-        prompt, rest = (each[rows].cummax(0).values for each in (self.lengths, self.rest))
+        """Tokens that the first of some rows takes, the first two, ..., with padded prompts; alike rows in turn. [b]"""
+        prompt, counts = self.lengths[rows].cummax(0).values, torch.arange(1, len(rows) + 1, device=rows.device)
         new = self.numbers[rows].diff(prepend=self.numbers.new_tensor([-1])) != 0
-        return new.cumsum(0) * prompt + torch.arange(1, len(rows) + 1, device=rows.device) * (rest + prompt // CACHED)
+        return new.cumsum(0) * prompt + counts * (prompt // CACHED) + self.rest[rows].cumsum(0)
 
 
 def pays(shared: Any, plain: Any) -> Any:
@@ -254,25 +278,50 @@ def left_padded(ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return ids.gather(1, source.clamp(min=0)), source >= 0
 
 
+def by_length(lengths: Tensor) -> Iterator[Tensor]:
+    """Cut rows apart wherever that saves more padding than a further forward costs. [B] -> numbers of rows, each [b]"""
+    least = SECOND_FORWARD if lengths.device.type == "cpu" else 1024  # as many take no longer than few elsewhere
+    waiting = [lengths.argsort(descending=True, stable=True)]
+    while waiting:
+        rows = waiting.pop()
+        shorter = lengths[rows[0]] - lengths[rows]
+        saved = shorter * torch.arange(len(rows), 0, -1, device=rows.device)  # by the rows from here on, if apart
+        at = int(saved.argmax())
+        if saved[at] > least:
+            waiting += [rows[at:], rows[:at]]
+        else:
+            yield rows
+
+
 def _hidden_states(
-    trunk: nn.Module, input_ids: Tensor, where: tuple[Tensor, ...], prompts: SharedPrompts | None
-) -> Tensor:
+    trunk: nn.Module, input_ids: Tensor, action_mask: Tensor, prompts: SharedPrompts | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Run whole rows, or each prompt once and the rest of the rows against its cache, through which gradients flow.
 
-    Returns the hidden states at N places, or the logits if the trunk is a whole model. [N, H]
+    Returns the hidden states that the N actions are predicted from, or the logits if the trunk is a whole model, and
+    the rows and columns of the actions. [N, H], [N], [N]
     """
-    if prompts is None:
-        return forward(trunk, input_ids, None, use_cache=False)[0][where]
-    before = forward(trunk, prompts.ids, prompts.mask, use_cache=True)
-    before.past_key_values.reorder_cache(prompts.numbers)  # a prompt may be taken any number of times
-    slots = torch.arange(max(1, int(prompts.rest.max())), device=input_ids.device)
-    ids = input_ids.gather(1, (prompts.lengths[:, None] + slots).clamp(max=input_ids.shape[1] - 1))
-    # what a row has no more of is padding, or its positions would go on where the model has none
-    mask = torch.cat([prompts.mask[prompts.numbers], slots < prompts.rest[:, None]], dim=1)
-    after = forward(trunk, ids, mask, use_cache=True, past_key_values=before.past_key_values)
-    hidden = torch.cat([before[0][prompts.numbers, -1:], after[0]], dim=1)
-    rows, columns = where
-    return hidden[rows, columns + 1 - prompts.lengths[rows]]
+    slots = torch.arange(input_ids.shape[1], device=input_ids.device)
+    actions, found, before = action_mask.bool() & (slots > 0), [], None
+    starts, rest = torch.ones_like(input_ids[:, 0]), (actions * slots).amax(dim=1)
+    if prompts is not None:
+        before, starts, rest = forward(trunk, prompts.ids, prompts.mask, use_cache=True), prompts.lengths, prompts.rest
+    for group in by_length(rest):
+        new = slots[: max(1, int(rest[group[0]]))]
+        if before is None or prompts is None:
+            states = forward(trunk, input_ids[group, : len(new)], None, use_cache=False)[0]
+        else:
+            numbers, cached = prompts.numbers[group], copy(before.past_key_values)
+            cached.layers = [copy(layer) for layer in cached.layers]
+            cached.reorder_cache(numbers)  # a prompt may be taken any number of times
+            ids = input_ids[group].gather(1, (starts[group, None] + new).clamp(max=len(slots) - 1))
+            # what a row has no more of is padding, or its positions would go on where the model has none
+            mask = torch.cat([prompts.mask[numbers], new < rest[group, None]], dim=1)
+            after = forward(trunk, ids, mask, use_cache=True, past_key_values=cached)
+            states = torch.cat([before[0][numbers, -1:], after[0]], dim=1)
+        rows, columns = actions[group].nonzero(as_tuple=True)
+        found.append((states[rows, columns - starts[group][rows]], group[rows], columns))
+    return cast(Any, tuple(torch.cat(each) for each in zip(*found, strict=True)))
 
 
 SHORTCUTS: WeakKeyDictionary[PreTrainedModel, dict[bool, Shortcuts]] = WeakKeyDictionary()
@@ -286,10 +335,11 @@ def _shortcuts_of(model: PreTrainedModel) -> Shortcuts:
     def logits_of(shortcuts: Shortcuts, ids: Tensor, action_mask: Tensor) -> Tensor | None:
         if shortcuts.cache and not expandable(forward(model, ids, None, use_cache=True)):
             return None
-        trunk, where = model.base_model if shortcuts.head else model, action_mask[:, 1:].nonzero(as_tuple=True)
+        trunk = model.base_model if shortcuts.head else model
         prompts = SharedPrompts.of(ids, action_mask) if shortcuts.cache else None
-        hidden = _hidden_states(trunk, ids, where, prompts)
-        return _logits(model, hidden) if shortcuts.head else hidden
+        hidden, *places = _hidden_states(trunk, ids, action_mask, prompts)
+        logits = _logits(model, hidden) if shortcuts.head else hidden
+        return logits.new_zeros(*ids.shape, logits.shape[-1]).index_put(tuple(places), logits)
 
     if checkpoints not in known:
         known[checkpoints] = tried_out(model, logits_of, checkpoints=checkpoints)

@@ -154,7 +154,7 @@ def cut_by_tokens(
     """Cut rows, longest first, into batches that forward at most `tokens`; a longer row is a batch of its own.
 
     Longest first, so that a run that does not fit into memory fails at its first micro-batch. Where prompts are
-    forwarded once, rows with the same prompt follow each other if that makes fewer tokens in all.
+    forwarded once, rows with the same prompt follow each other.
 
     Args:
         lengths: tokens of each row. [B]
@@ -170,32 +170,23 @@ def cut_by_tokens(
     >>> [rows.tolist() for rows in cut_by_tokens(torch.tensor([3, 2, 4, 9]), tokens=10, together=2)]
     [[2, 3], [0, 1]]
     """
-    by_length = lengths.view(-1, together).amax(dim=1).argsort(descending=True, stable=True)
-    orders = [by_length]
+    order = lengths.view(-1, together).amax(dim=1).argsort(descending=True, stable=True)
     if prompts is not None:
-        numbers = prompts.numbers[by_length * together].tolist()
+        numbers = prompts.numbers[order * together].tolist()
         places = {number: place for place, number in enumerate(dict.fromkeys(numbers))}
-        orders.append(by_length[torch.tensor([places[number] for number in numbers]).argsort(stable=True)])
-    rows = [(order[:, None] * together + torch.arange(together)).flatten() for order in orders]
-    return min((_filled(each, lengths, tokens, together, prompts) for each in rows), key=lambda cut: cut[0])[1]
-
-
-def _filled(
-    rows: Tensor, lengths: Tensor, budget: int, together: int, prompts: SharedPrompts | None
-) -> tuple[int, list[Tensor]]:
-    """Fill one batch after the other with rows as they come; return the tokens of all batches, and their rows."""
-    batches, total = [], 0
+        order = order[torch.tensor([places[number] for number in numbers]).argsort(stable=True)]
+    rows, batches = (order[:, None] * together + torch.arange(together)).flatten(), []
     while len(rows):
-        counts = torch.arange(1, len(rows) + 1)
-        tokens = counts * lengths[rows].cummax(0).values  # of the first row, of the first two, ...
-        if prompts is not None:
-            shared = prompts.tokens(rows)
-            tokens = torch.where(pays(shared, tokens), shared, tokens)
-        fitting = int((tokens <= budget)[together - 1 :: together].int().cumprod(0).sum())
+        if prompts is None:
+            forwarded = torch.arange(1, len(rows) + 1) * lengths[rows].cummax(0).values
+        else:  # rows are forwarded apart from much longer ones, so that hardly any padding is left
+            shared, plain = prompts.tokens(rows), lengths[rows].cumsum(0)
+            forwarded = torch.where(pays(shared, plain), shared, plain)
+        fitting = int((forwarded <= tokens)[together - 1 :: together].int().cumprod(0).sum())
         count = max(1, fitting) * together
         batches.append(rows[:count])
-        total, rows = total + int(tokens[count - 1]), rows[count:]
-    return total, batches or [rows]
+        rows = rows[count:]
+    return batches or [rows]
 
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:

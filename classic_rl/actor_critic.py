@@ -7,10 +7,10 @@ they are clipped or squashed; `to_env` makes of them what the environment takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -45,13 +45,12 @@ class Categorical(nn.Module):
         self.single, self.shape, self.dtype = isinstance(space, spaces.Discrete), shape_of(space), space.dtype
         self.outputs = sum(self.sizes)
 
-    def draw(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw actions. [N, outputs] -> [N] or [N, kinds]"""
-        # The largest logit plus Gumbel noise is a draw from the softmax.
-        return self.best(outputs + rng.gumbel(size=outputs.shape))
+    def noise(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+        """Return what makes `best` of outputs draw, once it is added to them. [*shape, outputs]"""
+        return rng.gumbel(size=(*shape, self.outputs))  # the largest logit plus Gumbel noise is a draw from the softmax
 
     def best(self, outputs: np.ndarray) -> np.ndarray:
-        """Return the most likely actions."""
+        """Return the most likely actions. [N, outputs] -> [N] or [N, kinds]"""
         if self.single:
             return outputs.argmax(axis=-1)
         parts = np.split(outputs, np.cumsum(self.sizes)[:-1], axis=-1)
@@ -82,13 +81,13 @@ class Gaussian(nn.Module):
         self.low, self.high, self.dtype = space.low, space.high, space.dtype
         self.log_std = nn.Parameter(torch.zeros(self.outputs))
 
-    def draw(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw actions. [N, D] -> [N, D]"""
-        noise = rng.standard_normal(outputs.shape, dtype=np.float32)
-        return outputs + np.exp(self.log_std.detach().numpy()) * noise
+    def noise(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+        """Return what makes `best` of outputs draw, once it is added to them. [*shape, D]"""
+        noise = rng.standard_normal((*shape, self.outputs), dtype=np.float32)
+        return np.exp(self.log_std.detach().numpy()) * noise
 
     def best(self, outputs: np.ndarray) -> np.ndarray:
-        """Return the means."""
+        """Return the means. [N, D] -> [N, D]"""
         return outputs
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
@@ -204,9 +203,19 @@ class ActorCritic(nn.Module):
 
     def act(self, obs: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
         """Return actions for the environments; drawn ones come from a generator apart from training's."""
-        outputs = without_gradient(self.actor)(self.features(obs))
-        drawn = self.distribution.best(outputs) if deterministic else self.distribution.draw(outputs, self._rng)
-        return self.distribution.to_env(drawn)
+        outputs = self.outputs()(self.features(obs))
+        if not deterministic:
+            outputs = outputs + self.distribution.noise(self._rng, len(obs))
+        return self.distribution.to_env(self.distribution.best(outputs))
+
+    def outputs(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the actor without gradient: what it gives the distribution. [N, ...] -> [N, outputs]"""
+        return without_gradient(self.actor)
+
+    def watch(self, seen: Sequence[np.ndarray], valid: np.ndarray) -> None:
+        """Let the moments, if there are any, take in the observations of steps that count. T of [N, ...], [N, T]"""
+        if self.moments is not None:
+            self.moments.update(np.stack([self.encode(obs) for obs in seen], axis=1)[valid])
 
     def forward(self, features: Tensor, actions: Tensor) -> Judged:
         """Judge actions as they were drawn. [B, ...], [B] or [B, D] -> [B] each"""
@@ -273,6 +282,55 @@ class Rollout:
         """[N, T]"""
         return self.rewards.shape
 
+    def split(self, count: int) -> list[Rollout]:
+        """Part the environments into equal blocks."""
+        *laid_out, hidden = (getattr(self, field.name) for field in fields(self))
+        cuts = self.cut.view(count, -1).sum(dim=1).tolist()
+        return [Rollout(*part) for part in zip(*(x.chunk(count) for x in laid_out), hidden.split(cuts), strict=True)]
+
+
+class Actor(Protocol):
+    """What plays: an `ActorCritic`, or several side by side, each in environments of its own."""
+
+    distribution: Distribution
+
+    def features(self, obs: np.ndarray) -> np.ndarray: ...  # noqa: D102
+
+    def outputs(self) -> Callable[[np.ndarray], np.ndarray]: ...  # noqa: D102
+
+    def watch(self, seen: Sequence[np.ndarray], valid: np.ndarray) -> None: ...  # noqa: D102
+
+
+Played = tuple[np.ndarray, np.ndarray, Transition]
+"""One step of all environments: features, actions as drawn, and what came of them."""
+
+
+def play(policy: Actor, stepper: Stepper, noise: Iterable[np.ndarray]) -> Iterator[Played]:
+    """Take a step in every environment for each noise that is added to the policy's outputs. [N, outputs] each"""
+    outputs, distribution = policy.outputs(), policy.distribution
+    for added in noise:
+        features = policy.features(stepper.obs)
+        actions = distribution.best(outputs(features) + added)
+        yield features, actions, stepper.step(distribution.to_env(actions))
+
+
+def rollout_of(policy: Actor, played: Sequence[Played]) -> Rollout:
+    """Lay steps out by environment, time last, and let the policy watch what it saw."""
+    features, actions, steps = zip(*played, strict=True)
+    rewards, terminated, truncated, valid = (
+        np.stack([getattr(step, name) for step in steps], axis=1)
+        for name in ("rewards", "terminated", "truncated", "valid")
+    )
+    cut = truncated.copy()
+    cut[:, -1] |= ~terminated[:, -1]
+    after = {t: policy.features(steps[t].next_obs) for t in np.flatnonzero(cut.any(axis=0))}
+    hidden = [after[t][n] for n, t in np.argwhere(cut)]
+    cut_features = np.stack(hidden) if hidden else features[0][:0]
+    # After the rollout: what was acted on is what is learned from.
+    policy.watch([step.obs for step in steps], valid)
+    arrays = [np.stack(features, axis=1), np.stack(actions, axis=1), rewards, terminated, truncated, valid, cut]
+    return Rollout(*(torch.from_numpy(np.ascontiguousarray(array)) for array in (*arrays, cut_features)))
+
 
 @dataclass
 class Player:
@@ -291,44 +349,22 @@ class Player:
 
     def play(self, steps: int) -> Rollout:
         """Go on for some steps in every environment, whatever episodes they belong to."""
-        outputs = without_gradient(self.policy.actor)
-        return self._rollout([self._one(outputs) for _ in range(steps)])
+        noise = self.policy.distribution.noise(self.rng, steps, self.stepper.num_envs)
+        return rollout_of(self.policy, list(play(self.policy, self.stepper, noise)))
 
     def play_episodes(self, most_steps: int) -> Rollout:
         """Play one whole episode in each environment, or its first `most_steps`; what follows an end is not valid."""
-        outputs = without_gradient(self.policy.actor)
+        envs = self.stepper.num_envs
         self.stepper.restart()
-        ended = np.zeros(self.stepper.num_envs, dtype=bool)
-        rows: list[tuple[np.ndarray, np.ndarray, Transition]] = []
-        while len(rows) < most_steps and not ended.all():
-            features, actions, step = self._one(outputs)
+        noise = (self.policy.distribution.noise(self.rng, envs) for _ in range(most_steps))
+        ended = np.zeros(envs, dtype=bool)
+        rows: list[Played] = []
+        for features, actions, step in play(self.policy, self.stepper, noise):
             rows.append((features, actions, step._replace(valid=step.valid & ~ended)))
             ended = ended | step.terminated | step.truncated
-        return self._rollout(rows)
-
-    def _one(self, outputs: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray, Transition]:
-        features = self.policy.features(self.stepper.obs)
-        actions = self.policy.distribution.draw(outputs(features), self.rng)
-        return features, actions, self.stepper.step(self.policy.distribution.to_env(actions))
-
-    def _rollout(self, rows: list[tuple[np.ndarray, np.ndarray, Transition]]) -> Rollout:
-        steps = [step for _, _, step in rows]
-        rewards, terminated, truncated, valid = (
-            np.stack([getattr(step, name) for step in steps], axis=1)
-            for name in ("rewards", "terminated", "truncated", "valid")
-        )
-        cut = truncated.copy()
-        cut[:, -1] |= ~terminated[:, -1]
-        last = [steps[t].next_obs[n] for n, t in np.argwhere(cut)]
-        shown = np.stack(last) if last else steps[0].next_obs[:0]
-        cut_features = self.policy.features(shown)
-        if self.policy.moments is not None:
-            # After the rollout: what was acted on is what is learned from.
-            seen = np.stack([self.policy.encode(step.obs) for step in steps], axis=1)
-            self.policy.moments.update(seen[valid])
-        arrays = [np.stack([row[index] for row in rows], axis=1) for index in (0, 1)]
-        arrays += [rewards, terminated, truncated, valid, cut, cut_features]
-        return Rollout(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+            if ended.all():
+                break
+        return rollout_of(self.policy, rows)
 
     def state(self) -> dict[str, Any]:
         """Return environments, generator and statistics; the weights are with their optimizer."""
@@ -356,10 +392,13 @@ def next_values(policy: ActorCritic, rollout: Rollout, values: Tensor) -> Tensor
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """Return 1 - Var(returns - values) / Var(returns): 1 is perfect, 0 no better than a constant.
+    """Return 1 - Var(returns - values) / Var(returns): 1 is perfect, 0 no better than a constant; a mean over rows.
+
+    Args:
+        values, returns: [..., B]
 
     >>> round(explained_variance(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.5, 1.0, 3.5, 6.0])), 4)
     0.7097
     """
-    spread = returns.var(correction=0)
-    return float(1 - (returns - values).var(correction=0) / spread) if spread > 1e-12 else 0.0
+    spread, left = (x.var(dim=-1, correction=0) for x in (returns, returns - values))
+    return torch.where(spread > 1e-12, 1 - left / spread, 0.0).mean().item()

@@ -26,47 +26,69 @@ from classic_rl.dqn_config import DQNConfig, config_from
 from classic_rl.envs import EnvSource, Stepper, vector_of
 from classic_rl.losses import double_q_targets, dueling_q_values, q_targets
 from classic_rl.masked import check_same_shape
-from classic_rl.networks import Adam, Features, torso, without_gradient
+from classic_rl.networks import Adam, Features, ReLU, torso, without_gradient
 from classic_rl.networks import linear as dense
 from classic_rl.replay import Batch, Replay
 from classic_rl.schedules import linear
 
+AT_ONCE = 16
+"""Batches that are drawn and valued at once, at most: more of them leave a processor's cache."""
 
-def td_loss(errors: Tensor, *, delta: float | None = 1.0) -> Tensor:
-    """Weigh TD errors by Huber's loss, or by half their square.
+
+def td_loss(predicted: Tensor, targets: Tensor, *, delta: float | None = 1.0, weights: Tensor | None = None) -> Tensor:
+    """Weigh TD errors by Huber's loss, or by half their square, and take the mean.
 
         L = error^2 / 2                        where |error| <= delta, or everywhere without a delta
-        L = delta * (|error| - delta / 2)      beyond
+        L = delta * (|error| - delta / 2)      beyond, error = target - prediction
 
     Source: Huber 1964; in DQN the gradient it has is the "error clipping" of Mnih et al. 2015.
 
     Args:
-        errors: target minus prediction. [...]
+        predicted: Q(s, a). [B]
+        targets: y, constants. [B]
         delta: where the square turns into a line, in the unit of the errors.
+        weights: of the losses in the mean; None weighs all by 1. [B]
 
     Returns:
-        The loss of each error. [...]
+        The mean loss. []
 
-    >>> td_loss(torch.tensor([0.5, -3.0]))
-    tensor([0.1250, 2.5000])
+    Raises:
+        ValueError: if the shapes differ.
+
+    >>> td_loss(torch.zeros(2), torch.tensor([0.5, -3.0]))
+    tensor(1.3125)
     """
+    check_same_shape(targets=targets, predicted=predicted)
+    how = "mean" if weights is None else "none"
     if delta is None:
-        return errors.square() / 2
-    return F.huber_loss(errors, torch.zeros_like(errors), reduction="none", delta=delta)
+        loss = F.mse_loss(predicted, targets.detach(), reduction=how) / 2
+    else:
+        loss = F.huber_loss(predicted, targets.detach(), reduction=how, delta=delta)
+    return loss if weights is None else (weights * loss).mean()
 
 
-def td_errors(batch: Batch, online: nn.Module, target: nn.Module, *, double: bool) -> Tensor:
-    """Return y - Q(s, a), y by `q_targets` or, if `double`, `double_q_targets`; only Q(s, a) has a gradient. [B]"""
-    with torch.no_grad():
-        next_values = target(batch.next_obs)
-        if double:
-            chosen_by = online(batch.next_obs)
-            y = double_q_targets(batch.rewards, chosen_by, next_values, batch.terminated, gamma=batch.discounts)
-        else:
-            y = q_targets(batch.rewards, next_values, batch.terminated, gamma=batch.discounts)
-    predicted = online(batch.obs).gather(-1, batch.actions[:, None]).squeeze(-1)
-    check_same_shape(targets=y, predicted=predicted)
-    return y - predicted
+@torch.no_grad()
+def td_targets(batch: Batch, online: nn.Module, next_values: Tensor, *, double: bool) -> Tensor:
+    """Return y by `q_targets` or, if `double`, `double_q_targets`.
+
+    Args:
+        batch: B transitions.
+        online: the network that learns.
+        next_values: of the target network, at `batch.next_obs`. [B, A]
+        double: whether the online network chooses among them.
+
+    Returns:
+        The targets. [B]
+    """
+    if not double:
+        return q_targets(batch.rewards, next_values, batch.terminated, gamma=batch.discounts)
+    chosen_by = online(batch.next_obs)
+    return double_q_targets(batch.rewards, chosen_by, next_values, batch.terminated, gamma=batch.discounts)
+
+
+def value_of(batch: Batch, online: nn.Module) -> Tensor:
+    """Return Q(s, a). [B]"""
+    return online(batch.obs).gather(-1, batch.actions[:, None]).squeeze(-1)
 
 
 @torch.no_grad()
@@ -100,7 +122,7 @@ class QNetwork(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.torso, width = torso(shape, hidden, activation=nn.ReLU, generator=generator)
+        self.torso, width = torso(shape, hidden, activation=ReLU, generator=generator)
         self.head = dense(width, actions, gain=1.0, generator=generator)
         self.value_head = dense(width, 1, gain=1.0, generator=generator) if dueling else None
 
@@ -155,9 +177,10 @@ class QPolicy:
         if epsilon == 0:
             return self._ranks(features).argmax(axis=-1) + start
         random = rng.random(count) < epsilon
-        actions = rng.integers(self.action_space.n, size=count)
-        if not random.all():
-            actions = np.where(random, actions, self._ranks(features).argmax(axis=-1))
+        chance = np.count_nonzero(random)
+        actions = self._ranks(features).argmax(axis=-1) if chance < count else np.zeros(count, dtype=np.int64)
+        if chance:
+            actions[random] = rng.integers(self.action_space.n, size=chance)
         return actions + start
 
     def save(self, folder: str | Path, algorithm: str = "dqn") -> None:
@@ -223,18 +246,17 @@ class DQN(Agent[QPolicy]):
             yield self._report_of(min((self.step + 1) * self.config.report_every, self.config.env_steps))
 
     def _report_of(self, until: int) -> dict[str, float]:
-        started, first, sums = time.perf_counter(), self.stepper.env_steps, _Sums()
+        started, first, told = time.perf_counter(), self.stepper.env_steps, _Told()
         while self.stepper.env_steps < until:
             self._interact()
-            for _ in range(self._updates_due()):
-                self._update(sums)
+            self._learn(self._updates_due(), told)
         self.step += 1
         took = time.perf_counter() - started
         return {
             **self.stepper.metrics(),
             "steps/total": float(self.stepper.env_steps),
             "steps/per_second": (self.stepper.env_steps - first) / took,
-            **sums.means(),
+            **told.means(),
             "optim/updates": float(self.updates),
             "optim/learning_rate": self._learning_rate(self.stepper.env_steps),
             "policy/epsilon": self._epsilon_now(),
@@ -261,16 +283,33 @@ class DQN(Agent[QPolicy]):
         every, before = self.config.train_every, self.stepper.env_steps - self.stepper.num_envs
         return (self.stepper.env_steps // every - before // every) * self.config.updates
 
-    def _update(self, sums: _Sums) -> None:
+    def _learn(self, updates: int, told: _Told) -> None:
+        """Take gradient steps; the batches of several are drawn and valued at once where none changes the next."""
+        size, beta = self.config.batch_size, self._beta(self.stepper.env_steps)
+        while updates:
+            count = min(updates, self._independent())
+            drawn = self.replay.sample(count * size, self.rng, beta=beta)
+            with torch.no_grad():
+                next_values = self.target(drawn.next_obs)
+            for batch, values in zip(drawn.split(size), next_values.split(size), strict=True):
+                self._update(batch, values, told)
+            updates -= count
+
+    def _independent(self) -> int:
+        """Count updates ahead whose draws depend on no priorities, and whose target is the same."""
+        every = self.config.target.every
+        return 1 if self.config.replay.priority_exponent else min(AT_ONCE, every - self.updates % every)
+
+    def _update(self, batch: Batch, next_values: Tensor, told: _Told) -> None:
         """Take one gradient step on one batch.
 
         Raises:
             FloatingPointError: if the loss is not finite; the weights are as they were.
         """
         config = self.config
-        batch = self.replay.sample(config.batch_size, self.rng, beta=self._beta(self.stepper.env_steps))
-        errors = td_errors(batch, self.network, self.target, double=config.target.double)
-        loss = (batch.weights * td_loss(errors, delta=config.huber_delta)).mean()
+        targets = td_targets(batch, self.network, next_values, double=config.target.double)
+        predicted = value_of(batch, self.network)
+        loss = td_loss(predicted, targets, delta=config.huber_delta, weights=batch.weights)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(
                 f"the loss of update {self.updates + 1} is not finite: the values diverged, or a reward is not finite. "
@@ -280,8 +319,9 @@ class DQN(Agent[QPolicy]):
         self.updates += 1
         if self.updates % config.target.every == 0:
             move_towards(self.target, self.network, rate=config.target.rate)
-        self.replay.set_priorities(batch.slots, errors.detach())
-        sums.add(loss.detach(), errors.detach(), norm)
+        errors = targets - predicted.detach()
+        self.replay.set_priorities(batch.slots, errors)
+        told.add(loss.item(), errors, norm)
 
     # --- going on exactly where it was ---
 
@@ -301,19 +341,24 @@ class DQN(Agent[QPolicy]):
         self.rng.bit_generator.state = state["rng"]
 
 
-class _Sums:
-    """What updates say, summed up as tensors: to read a number from each would cost more than the sum."""
+class _Told:
+    """What updates say until the next report."""
 
     def __init__(self) -> None:
-        self.updates = 0
-        self.sums = torch.zeros(3)
+        self.losses: list[float] = []
+        self.errors: list[Tensor] = []
+        self.norms: list[Tensor] = []
 
-    def add(self, loss: Tensor, errors: Tensor, norm: Tensor) -> None:
-        self.updates += 1
-        self.sums += torch.stack([loss, errors.abs().mean(), norm])
+    def add(self, loss: float, errors: Tensor, norm: Tensor) -> None:
+        self.losses.append(loss)
+        self.errors.append(errors)
+        self.norms.append(norm)
 
     def means(self) -> dict[str, float]:
-        if not self.updates:
+        if not self.losses:
             return {}
-        means = (self.sums / self.updates).tolist()
-        return dict(zip(("loss/td", "value/td_error", "optim/grad_norm"), means, strict=True))
+        return {
+            "loss/td": float(np.mean(self.losses)),
+            "value/td_error": torch.cat(self.errors).abs().mean().item(),
+            "optim/grad_norm": torch.stack(self.norms).mean().item(),
+        }

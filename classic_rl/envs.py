@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -92,23 +92,30 @@ class Stepper:
     With environments of `make_envs` every row is a transition, and `state` brings back exactly where they were. Those
     of others may reset in any way: in Gymnasium's NEXT_STEP the row after an end is not `valid`.
 
+    Args:
+        envs: what to step.
+        seed: of all, or one for each of equal blocks of them, which begin as they would alone.
+
     Attributes:
         obs: the observations to act on. [N, ...]
-        latest: the latest 100 episodes that ended.
+        latest: the latest 100 episodes that ended, of each block of environments.
         episodes: how many ended since the start.
         env_steps: steps since the start, of all environments together.
     """
 
-    def __init__(self, envs: VectorEnv, seed: int) -> None:
+    def __init__(self, envs: VectorEnv, seed: int | Sequence[int]) -> None:
+        seeds = [seed] if isinstance(seed, int) else seed
         self.envs, self.num_envs = envs, envs.num_envs
         self._mode = _mode_of(envs)
         # Only such environments show their generators before a reset, and can be begun again.
         self._sync = envs if isinstance(envs, SyncVectorEnv) and self._mode is AutoresetMode.DISABLED else None
         _check_arrays(envs.single_observation_space, "observation")
         _check_arrays(envs.single_action_space, "action")
-        self._origins: list[Any] = _seeds(seed, self.num_envs)  # a seed, or the generator's state before the reset
+        self._block = self.num_envs // len(seeds)
+        # of each environment a seed, or its generator's state before the reset
+        self._origins: list[Any] = [origin for one in seeds for origin in _seeds(one, self._block)]
         self.obs = self._reset(list(self._origins))
-        self.latest: deque[Episode] = deque(maxlen=100)
+        self.latest: list[deque[Episode]] = [deque(maxlen=100) for _ in seeds]
         self.episodes = self.env_steps = 0
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
@@ -117,16 +124,18 @@ class Stepper:
 
     def step(self, actions: np.ndarray) -> Transition:
         """Do one action in each environment. [N, ...]"""
-        obs, fresh = self.obs, self._fresh
-        seen, rewards, terminated, truncated, infos = self.envs.step(actions)
-        seen = np.array(seen)  # a copy: environments may write into what they gave
-        ended = terminated | truncated
-        self.env_steps += self.num_envs
-        self._count(infos.get(TRUE_REWARD, rewards) if self._sync else rewards, ended, actions)
-        next_obs, self.obs = self._after_an_end(seen, ended, infos) if ended.any() else (seen, seen)
+        obs, fresh, step = self.obs, self._fresh, self._one_by_one if self._sync else self.envs.step
+        seen, rewards, terminated, truncated, infos = step(actions)
+        seen = np.array(seen, dtype=self.obs.dtype)  # a copy: environments may write into what they gave
+        ended, valid = terminated | truncated, ~fresh
+        self._count(infos.get(TRUE_REWARD, rewards) if self._sync else rewards, valid, actions)
+        next_obs = self.obs = seen
+        if np.count_nonzero(ended):
+            self._note(ended)
+            next_obs, self.obs = self._after_an_end(seen, ended, infos)
+            truncated = truncated & ~terminated
         self._fresh = ended if self._mode is AutoresetMode.NEXT_STEP else fresh
-        truncated = truncated & ~terminated
-        return Transition(obs, actions, rewards.astype(np.float32), next_obs, terminated, truncated, ~fresh)
+        return Transition(obs, actions, rewards.astype(np.float32), next_obs, terminated, truncated, valid)
 
     def restart(self) -> None:
         """Leave the open episodes, which then count nowhere, and begin new ones in all environments."""
@@ -137,15 +146,25 @@ class Stepper:
         self._returns[:], self._lengths[:], self._fresh = 0.0, 0, np.zeros(self.num_envs, dtype=bool)
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics of the latest 100 episodes, those on returns and lengths once there is one."""
-        if not self.latest:
+        """Return the metrics of the latest episodes, those on returns and lengths once there is one."""
+        means = self.latest_means()
+        if not len(means):
             return {"episode/count": 0.0}
-        totals, lengths = zip(*self.latest, strict=True)
-        return {
-            "episode/return": float(np.mean(totals)),
-            "episode/length": float(np.mean(lengths)),
-            "episode/count": float(self.episodes),
-        }
+        total, length = means.mean(axis=0).tolist()
+        return {"episode/return": total, "episode/length": length, "episode/count": float(self.episodes)}
+
+    def latest_means(self) -> np.ndarray:
+        """Return the mean return and length of the latest episodes of each block that has any. [blocks, 2]"""
+        return np.array([np.mean(latest, axis=0) for latest in self.latest if latest])
+
+    def _one_by_one(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Do what the vector's own `step` does, in half its time; of what an environment told only the true reward."""
+        assert self._sync is not None
+        did = [env.step(action) for env, action in zip(self._sync.envs, actions, strict=True)]
+        seen, rewards, terminated, truncated, infos = zip(*did, strict=True)
+        gave = np.array(rewards, dtype=np.float64)
+        told = {TRUE_REWARD: np.array([info[TRUE_REWARD] for info in infos])} if TRUE_REWARD in infos[0] else {}
+        return seen, gave, np.array(terminated, dtype=np.bool_), np.array(truncated, dtype=np.bool_), told
 
     def _reset(self, seeds: list[int]) -> np.ndarray:
         # Gymnasium's vectors take a list of seeds, but the type of their base class does not say so.
@@ -160,24 +179,30 @@ class Stepper:
             for index in np.flatnonzero(ended):
                 last[index] = infos["final_obs"][index]
             return last, seen
+        if self._sync:
+            begun = seen.copy()
+            for index in np.flatnonzero(ended):
+                self._origins[index] = _generator(self._sync.envs[index]).state
+                begun[index], _ = self._sync.envs[index].reset()
+            return seen, begun
         if self._mode is AutoresetMode.DISABLED:
-            if self._sync:
-                for index in np.flatnonzero(ended):
-                    self._origins[index] = _generator(self._sync.envs[index]).state
             return seen, np.array(self.envs.reset(options={"reset_mask": ended})[0])
         return seen, seen
 
-    def _count(self, rewards: np.ndarray, ended: np.ndarray, actions: np.ndarray) -> None:
-        valid = ~self._fresh
-        self._returns += np.where(valid, rewards, 0.0)
+    def _count(self, rewards: np.ndarray, valid: np.ndarray, actions: np.ndarray) -> None:
+        self.env_steps += self.num_envs
+        self._returns += rewards * valid
         self._lengths += valid
         if self._sync:
             for done, action in zip(self._done, actions, strict=True):
                 done.append(action)
+
+    def _note(self, ended: np.ndarray) -> None:
         for index in np.flatnonzero(ended):
-            self.latest.append(Episode(float(self._returns[index]), int(self._lengths[index])))
+            episode = Episode(float(self._returns[index]), int(self._lengths[index]))
+            self.latest[index // self._block].append(episode)
             self._done[index].clear()
-        self.episodes += int(ended.sum())
+            self.episodes += 1
         self._returns[ended] = 0.0
         self._lengths[ended] = 0
 
@@ -190,7 +215,7 @@ class Stepper:
             "actions": [torch.from_numpy(np.array(done)) for done in self._done],
             "obs": torch.from_numpy(self.obs.copy()),
             "returns": self._returns.tolist(),
-            "latest": [list(episode) for episode in self.latest],
+            "latest": [[list(episode) for episode in latest] for latest in self.latest],
             "episodes": self.episodes,
             "env_steps": self.env_steps,
         }
@@ -201,7 +226,7 @@ class Stepper:
         Environments have no state that could be saved. One that draws from elsewhere than its own generator, or was
         not made by `make_envs`, begins a new episode instead: the run goes on, but not as it would have.
         """
-        self.latest = deque((Episode(total, length) for total, length in state["latest"]), maxlen=100)
+        self.latest = [deque((Episode(*one) for one in latest), maxlen=100) for latest in state["latest"]]
         self.episodes, self.env_steps = int(state["episodes"]), int(state["env_steps"])
         # Other episodes than those at the start of the run, for the environments that must begin anew.
         seeds = _seeds([*(n for n in state["origins"] if isinstance(n, int)), self.episodes], self.num_envs)

@@ -195,7 +195,8 @@ class PPOConfig:
 
 PPO_PRESETS: dict[str, PPOConfig] = {
     "CartPole-v1": PPOConfig(
-        env_steps=50_000, rollout_steps=16, epochs=6, minibatches=2, learning_rate=4e-3, gamma=0.98, lam=0.9
+        env_steps=50_000, epochs=6, learning_rate=12e-3, gamma=0.98, lam=0.9,
+        network=NetworkConfig(hidden=(64,), activation="relu"),
     ),
     "Acrobot-v1": PPOConfig(env_steps=150_000, rollout_steps=64, lam=0.94),
     # Without a reward on the way chance hardly ever reaches the goal: for classic_rl.shaping.shaped, see PPO_SHAPED.

@@ -12,7 +12,7 @@ Source: Schulman et al. 2017 (arXiv:1707.06347).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,17 +43,23 @@ class Batch(NamedTuple):
     returns: Tensor
 
 
-def minibatches(batch: Batch, rng: np.random.Generator, count: int) -> Iterator[Batch]:
-    """Deal a batch out at random into so many parts."""
+def minibatches(batch: Batch, rngs: Sequence[np.random.Generator], count: int) -> Iterator[Batch]:
+    """Deal a batch [B, ...], or batches side by side [S, B, ...] by a generator each, out at random into parts."""
     if count == 1:
         yield batch
         return
-    order = torch.from_numpy(rng.permutation(len(batch.actions)))
-    yield from (Batch(*parts) for parts in zip(*(x[order].chunk(count) for x in batch), strict=True))
+    *beside, length = batch.old_values.shape
+    orders = torch.from_numpy(np.stack([rng.permutation(length) for rng in rngs]))
+    index = (torch.arange(len(rngs))[:, None], orders) if beside else (orders[0],)
+    yield from (Batch(*parts) for parts in zip(*(x[index].chunk(count, dim=len(beside)) for x in batch), strict=True))
+
+
+Judge = Callable[[Tensor, Tensor], Judged]
+"""What says of features and actions how likely these are and what the states are worth: one policy, or several."""
 
 
 def ppo_loss(
-    policy: Callable[[Tensor, Tensor], Judged], batch: Batch, config: PPOConfig, *, clip: float
+    policy: Judge, batch: Batch, config: PPOConfig, *, clip: float
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Return the loss of a minibatch, and its terms: policy, value, entropy.
 
@@ -75,6 +81,78 @@ def ppo_loss(
     if config.entropy_coef:  # else its gradient would be computed for nothing
         loss = loss - config.entropy_coef * entropy
     return loss, (surrogate.detach(), error.detach(), entropy.detach())
+
+
+class Valued(NamedTuple):
+    """A rollout as the policy that played it and its critic see it. [N, T] each"""
+
+    rewards: Tensor
+    logprobs: Tensor
+    values: Tensor
+    next_values: Tensor
+
+
+@torch.no_grad()
+def valued(policy: ActorCritic, rollout: Rollout, scale: RewardScale | None) -> Valued:
+    """Judge a rollout, and scale its rewards where they are to be."""
+    judged = policy(rollout.features.flatten(0, 1), rollout.actions.flatten(0, 1))
+    logprobs, _, values = (x.view(rollout.shape) for x in judged)
+    rewards, ended = rollout.rewards, rollout.terminated | rollout.truncated
+    if scale:
+        rewards = torch.from_numpy(scale(rewards.numpy(), ended.numpy(), rollout.valid.numpy()))
+    return Valued(rewards, logprobs, values, next_values(policy, rollout, values))
+
+
+def batch_of(rollout: Rollout, seen: Valued, config: PPOConfig) -> Batch:
+    """Flatten a rollout [N, T] to a batch, by environment and then by time, with advantages as they are."""
+    rewards, logprobs, values, following = seen
+    advantages = generalized_advantages(
+        rewards, values, following, rollout.terminated, rollout.truncated, gamma=config.gamma, lam=config.lam
+    )
+    laid_out = (rollout.features, rollout.actions, logprobs, values, advantages, advantages + values)
+    return Batch(*(x.flatten(0, 1) for x in laid_out))
+
+
+def learn_from(part: Batch, policy: Judge, optimizer: Adam, config: PPOConfig, *, rate: float, clip: float) -> Tensor:
+    """Take one gradient step, and return what it tells: the terms of the loss and the gradient's norm. [4, ...]"""
+    loss, terms = ppo_loss(policy, part, config, clip=clip)
+    norm = optimizer.step(loss.sum(), learning_rate=rate)
+    return torch.stack([*terms, norm])
+
+
+def rate_and_clip(config: PPOConfig, *, done: float) -> tuple[float, float]:
+    """Return the learning rate and the clip of an update, when a share of the run is done."""
+    left = 1 - done if config.anneal else 1.0
+    return config.learning_rate * left, config.clip * left
+
+
+@torch.no_grad()
+def distance(policy: Judge, batch: Batch, *, clip: float) -> tuple[float, float]:
+    """Return how far a policy is from the one that played: its KL, and the share of ratios beyond the clip."""
+    logprobs = policy(batch.features, batch.actions).logprobs
+    beyond = (torch.exp(logprobs - batch.old_logprobs) - 1).abs() > clip
+    # k3 of samples from the old policy, whose place is the first.
+    return kl_k3(batch.old_logprobs, logprobs).mean().item(), beyond.float().mean().item()
+
+
+def metrics_of(told: Sequence[Tensor], policy: Judge, batch: Batch, *, clip: float) -> dict[str, float]:
+    """Return the metrics of an update, of policies side by side their means.
+
+    Args:
+        told: what `learn_from` told at each gradient step. [4, ...] each
+        policy: as it is now.
+        batch: what it learned from.
+        clip: how far from 1 the ratio of probabilities still earned.
+    """
+    kl, clipped = distance(policy, batch, clip=clip)
+    names = ("loss/policy", "loss/value", "policy/entropy", "optim/grad_norm")
+    means = torch.stack(list(told), dim=1).flatten(1).mean(dim=1).tolist()
+    return {
+        **dict(zip(names, means, strict=True)),
+        "policy/approx_kl": kl,
+        "policy/clip_fraction": clipped,
+        "value/explained_variance": explained_variance(batch.old_values, batch.returns),
+    }
 
 
 class PPO(Agent[ActorCritic]):
@@ -105,20 +183,9 @@ class PPO(Agent[ActorCritic]):
             speed = {"steps/per_second": rollout.valid.numel() / seconds, "time/step": seconds}
             yield {**self.stepper.metrics(), **metrics, "steps/total": self.env_steps, **speed}
 
-    @torch.no_grad()
     def judge(self, rollout: Rollout) -> Batch:
-        """Flatten a rollout to the steps that count, with their advantages, standardised over all of them."""
-        features, actions = rollout.features.flatten(0, 1), rollout.actions.flatten(0, 1)
-        logprobs, _, values = self.policy(features, actions)
-        rewards, by_time = rollout.rewards, values.view(rollout.shape)
-        if self.scale:
-            ended = rollout.terminated | rollout.truncated
-            rewards = torch.from_numpy(self.scale(rewards.numpy(), ended.numpy(), rollout.valid.numpy()))
-        advantages = generalized_advantages(
-            rewards, by_time, next_values(self.policy, rollout, by_time), rollout.terminated, rollout.truncated,
-            gamma=self.config.gamma, lam=self.config.lam,
-        ).flatten()  # fmt: skip
-        batch = Batch(features, actions, logprobs, values, advantages, advantages + values)
+        """Return the steps of a rollout that count, with their advantages standardised over all of them."""
+        batch = batch_of(rollout, valued(self.policy, rollout, self.scale), self.config)
         counts = rollout.valid.flatten()
         if not counts.all():
             batch = Batch(*(x[counts] for x in batch))
@@ -126,45 +193,17 @@ class PPO(Agent[ActorCritic]):
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Learn from a batch; return the metrics of doing so."""
-        config, (rate, clip) = self.config, self.rate_and_clip()
+        config, (rate, clip) = self.config, rate_and_clip(self.config, done=self.step / self.total_steps)
         told: list[Tensor] = []
         epoch, kl = 0, 0.0
         while epoch < config.epochs and (config.target_kl is None or kl <= config.target_kl):
-            for part in minibatches(batch, self.player.rng, config.minibatches):
-                loss, terms = ppo_loss(self.policy, part, config, clip=clip)
-                norm = self.optimizer.step(loss, learning_rate=rate)
-                told.append(torch.stack([*terms, norm]))
+            parts = minibatches(batch, [self.player.rng], config.minibatches)
+            told += [learn_from(part, self.policy, self.optimizer, config, rate=rate, clip=clip) for part in parts]
             epoch += 1
             if config.target_kl is not None:
-                kl, _ = self.distance(batch, clip=clip)
-        return self.metrics(torch.stack(told), batch, epoch)
-
-    def rate_and_clip(self) -> tuple[float, float]:
-        """Return the learning rate and the clip of the next update."""
-        left = 1 - self.step / self.total_steps if self.config.anneal else 1.0
-        return self.config.learning_rate * left, self.config.clip * left
-
-    def metrics(self, told: Tensor, batch: Batch, epochs: int) -> dict[str, float]:
-        """Return the metrics of an update: means of what its gradient steps told, [steps, 4], and what it came to."""
-        rate, clip = self.rate_and_clip()
-        kl, clipped = self.distance(batch, clip=clip)
-        names = ("loss/policy", "loss/value", "policy/entropy", "optim/grad_norm")
-        return {
-            **dict(zip(names, told.mean(dim=0).tolist(), strict=True)),
-            "policy/approx_kl": kl,
-            "policy/clip_fraction": clipped,
-            "policy/epochs": float(epochs),
-            "value/explained_variance": explained_variance(batch.old_values, batch.returns),
-            "optim/learning_rate": rate,
-        }
-
-    @torch.no_grad()
-    def distance(self, batch: Batch, *, clip: float) -> tuple[float, float]:
-        """Return how far the policy is from the one that played: its KL, and the share of ratios beyond the clip."""
-        logprobs = self.policy(batch.features, batch.actions).logprobs
-        beyond = (torch.exp(logprobs - batch.old_logprobs) - 1).abs() > clip
-        # k3 of samples from the old policy, whose place is the first.
-        return kl_k3(batch.old_logprobs, logprobs).mean().item(), beyond.float().mean().item()
+                kl, _ = distance(self.policy, batch, clip=clip)
+        moved = metrics_of(told, self.policy, batch, clip=clip)
+        return {**moved, "policy/epochs": float(epoch), "optim/learning_rate": rate}
 
     @staticmethod
     def load(folder: str | Path) -> ActorCritic:

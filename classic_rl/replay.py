@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     next_obs: the state after the last of these; of a truncated step the one before the reset. [B, ...]
     terminated: bool, whether that last step terminated. [B]
     discounts: gamma to the number of steps summed, what the value of `next_obs` is multiplied by. [B]
-    weights: of importance sampling, at most 1; all 1 where draws are uniform. [B]
+    weights: of importance sampling, at most 1; None where draws are uniform. [B]
     slots: where they lie, for `Replay.set_priorities`. [B]
     """
 
@@ -37,8 +37,18 @@ class Batch(NamedTuple):
     next_obs: Tensor
     terminated: Tensor
     discounts: Tensor
-    weights: Tensor
+    weights: Tensor | None
     slots: NDArray[np.int64]
+
+    def split(self, size: int) -> list[Batch]:
+        """Part it into batches of `size`."""
+        count = len(self.slots) // size
+        if count == 1:
+            return [self]
+        *tensors, weights, slots = self
+        parts = [x.split(size) for x in tensors]
+        parts.append([None] * count if weights is None else weights.split(size))
+        return [Batch(*part) for part in zip(*parts, slots.reshape(count, size), strict=True)]
 
 
 class SumTree:
@@ -152,6 +162,7 @@ class Replay:
         self._terminated = np.zeros(capacity, dtype=np.bool_)
         self._truncated = np.zeros(capacity, dtype=np.bool_)
         self._following = np.full(capacity, -1, dtype=np.int64)  # the slot of the next step; -1 where there is none
+        self._envs = np.arange(num_envs)
         self._newest = np.full(num_envs, -1, dtype=np.int64)  # each environment's open step; -1 after an end
         self._tree = SumTree(capacity) if priority_exponent else None
         self._largest = 1.0  # the largest p so far
@@ -179,18 +190,19 @@ class Replay:
             terminated, truncated: bool, in Gymnasium's sense; both end the episode. [N]
             valid: bool, False where an environment only reset, which is no transition; None counts all. [N]
         """
-        envs = np.arange(len(self._newest)) if valid is None else np.flatnonzero(valid)
+        envs = self._envs if valid is None else np.flatnonzero(valid)
         at = (self._added + np.arange(len(envs))) % self.capacity
-        ended = (np.asarray(terminated) | np.asarray(truncated))[envs]
+        whole = len(envs) == len(self._envs)
         for kept, new in (
             (self._obs, obs), (self._actions, actions), (self._rewards, rewards), (self._next_obs, next_obs),
             (self._terminated, terminated), (self._truncated, truncated),
         ):  # fmt: skip
-            kept[at] = np.asarray(new)[envs]
+            kept[at] = new if whole else np.asarray(new)[envs]
         before = self._newest[envs]
-        self._following[before[before >= 0]] = at[before >= 0]
+        followed = before >= 0
+        self._following[before[followed]] = at[followed]
         self._following[at] = -1
-        self._newest[envs] = np.where(ended, -1, at)
+        self._newest[envs] = np.where(self._terminated[at] | self._truncated[at], -1, at)
         self._added += len(envs)
         if self._tree:
             self._tree.set(at, np.full(len(at), self._largest**self.alpha))
@@ -215,13 +227,13 @@ class Replay:
             raise ValueError("the replay memory is empty: add transitions before drawing from it")
         if self._tree is None:
             slots = rng.integers(len(self), size=batch_size)
-            return self.gather(slots, np.ones(batch_size, dtype=np.float32))
+            return self.gather(slots)
         # 1 - random is in (0, 1], where `find` never meets an empty leaf
         share = (np.arange(batch_size) + 1.0 - rng.random(batch_size)) / batch_size
         slots = self._tree.find(share * self._tree.total)
         return self.gather(slots, self.weights(slots, beta=beta))
 
-    def gather(self, slots: NDArray[np.int64], weights: NDArray[np.float32]) -> Batch:
+    def gather(self, slots: NDArray[np.int64], weights: NDArray[np.float32] | None = None) -> Batch:
         """Return the transitions that lie in some slots, over up to n steps. [B], [B]"""
         rewards, discounts, last = self._sum_n_steps(slots)
         return Batch(
@@ -231,7 +243,7 @@ class Replay:
             _rows(self._next_obs, last),
             _rows(self._terminated, last),
             torch.from_numpy(discounts),
-            torch.from_numpy(weights),
+            None if weights is None else torch.from_numpy(weights),
             slots,
         )
 

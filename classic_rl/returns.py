@@ -167,7 +167,10 @@ def _or_last(flags: Tensor) -> Tensor:
 
 def _sum_backwards(x: Tensor, ended: Tensor, discount: float) -> Tensor:
     """S_t = x_t + discount * S_{t+1}, and x_t alone where an episode ended."""
-    sums = x.clone()
-    for t in reversed(range(x.shape[-1] - 1)):
-        sums[..., t] = x[..., t] + torch.where(ended[..., t], 0.0, discount * sums[..., t + 1])
-    return sums
+    if not x.shape[-1]:
+        return x
+    *earlier, following = x.unbind(-1)
+    sums = [following]
+    for now, end in zip(reversed(earlier), reversed(ended.unbind(-1)[:-1]), strict=True):
+        sums.append(now + torch.where(end, 0.0, discount * sums[-1]))
+    return torch.stack(sums[::-1], dim=-1)

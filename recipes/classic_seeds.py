@@ -53,8 +53,8 @@ def train(options: Options, command: Sequence[str]) -> int:
         evaluate=lambda: over_seeds(returns(agents, options)),
     )
     if result.finished:
-        for seed, agent in zip(agents.seeds, agents.agents, strict=True):
-            agent.save(result.directory.final / f"seed-{seed}")
+        for seed, policy in zip(agents.seeds, agents.policies, strict=True):
+            policy.save(result.directory.final / f"seed-{seed}", "ppo")
         if not options.run.quiet:
             show(returns(agents, options), options)
             print(f"the policies: {result.directory.final}/seed-N")
@@ -66,8 +66,8 @@ def returns(agents: PPOSeeds, options: Options) -> list[float]:
     from classic_rl.evaluate import evaluate
 
     found = (
-        evaluate(agent.act, options.env, episodes=options.eval_episodes, seed=seed)
-        for seed, agent in zip(agents.seeds, agents.agents, strict=True)
+        evaluate(policy.act, options.env, episodes=options.eval_episodes, seed=seed)
+        for seed, policy in zip(agents.seeds, agents.policies, strict=True)
     )
     return [float(one.returns.mean()) for one in found]
 

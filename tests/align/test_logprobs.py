@@ -95,13 +95,72 @@ def test_chunks_of_the_head_change_neither_values_nor_gradients(monkeypatch, ent
     assert_close(whole, cut)
 
 
+@pytest.mark.parametrize("chunks", [False, True])
+@pytest.mark.parametrize("by", [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "phi", "cohere", "gemma2", "granite", "lora"])
+def test_gradients_are_those_of_a_plain_softmax_whatever_the_head(kind, by, chunks, monkeypatch):
+    """Tied weights (gpt2), a bias (phi), a scale (cohere, granite), a soft cap (gemma2), adapters on the head."""
+    from peft import LoraConfig, get_peft_model
+
+    model, sequences = stirred_model("llama" if kind == "lora" else kind).double(), batch()
+    disable_dropout(model)
+    if kind == "lora":
+        targets = {"target_modules": ["lm_head", "q_proj"], "init_lora_weights": False}
+        model = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", **targets)).double()
+    weights = torch.linspace(-1, 1, sequences.input_ids.numel(), dtype=torch.float64).view(sequences.input_ids.shape)
+
+    def gradients(logprobs, entropy):
+        model.zero_grad()
+        (by[0] * (weights * logprobs).sum() + by[1] * (weights * entropy.square()).sum()).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    logp = (model(sequences.input_ids).logits[:, :-1] / 0.7).log_softmax(-1)
+    mask, zero = sequences.action_mask[:, 1:], torch.zeros(len(logp), 1, dtype=torch.float64)
+    chosen = torch.where(mask, logp.gather(-1, sequences.input_ids[:, 1:, None])[..., 0], 0.0)
+    entropy = torch.where(mask, -(logp.exp() * logp).sum(-1), 0.0)
+    plain = gradients(*(torch.cat([zero, each], dim=1) for each in (chosen, entropy)))
+    if chunks:
+        monkeypatch.setattr(logprobs, "HEAD_BYTES", 61 * 4 * 3 * 5)
+    said = token_logprobs(model, sequences.input_ids, None, sequences.action_mask, temperature=0.7, entropy=True)
+    got = gradients(said.logprobs, said.entropy)
+    assert got.keys() == plain.keys()
+    assert max(float(gradient.abs().max()) for gradient in plain.values()) > 1e-3
+    # some architectures normalise in float32, whatever the weights are
+    assert_close(got, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_entropies_that_nobody_learns_from_change_no_gradient_and_do_not_go_backward():
+    model, sequences = tiny_model().double(), batch()
+    gradients = []
+    for entropy in (False, True):
+        model.zero_grad()
+        said = token_logprobs(model, sequences.input_ids, None, sequences.action_mask, entropy=entropy)
+        said.logprobs.sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert_close(*gradients, rtol=0, atol=0)
+
+
+def test_words_that_a_model_rules_out_have_no_entropy_and_no_gradient():
+    model, sequences = tiny_model().double(), batch()
+    ruled_out = next(word for word in range(61) if not (sequences.input_ids == word).any())
+    model.lm_head.register_forward_hook(
+        lambda module, args, out: out.index_fill(-1, torch.tensor([ruled_out]), -torch.inf)
+    )
+    said = token_logprobs(model, sequences.input_ids, None, sequences.action_mask, entropy=True)
+    logp = model(sequences.input_ids).logits[:, :-1].log_softmax(-1)
+    expected = torch.special.entr(logp.exp()).sum(-1)[sequences.action_mask[:, 1:]]
+    assert_close(said.entropy[sequences.action_mask], expected)
+    (said.logprobs.sum() + said.entropy.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_the_logits_of_the_batch_are_never_held_at_once(monkeypatch):
     model, sequences = tiny_model(), batch()
     heights = []
     model.lm_head.register_forward_hook(lambda module, args, out: heights.append(out.shape[:-1].numel()))
     token_logprobs(model, sequences.input_ids, None, sequences.action_mask)
     heights.clear()
-    monkeypatch.setattr(logprobs, "HEAD_BYTES", 61 * 4 * 3 * 4)
+    monkeypatch.setattr(logprobs, "HEAD_BYTES", 61 * 4 * 2 * 4)
     token_logprobs(model, sequences.input_ids, None, sequences.action_mask).logprobs.sum().backward()
     assert max(heights) == 4
     assert sum(heights) == 2 * int(sequences.action_mask.sum())  # once forward, once recomputed backward; no prompt

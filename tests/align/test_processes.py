@@ -46,7 +46,7 @@ CACHES: list[Path] = []
 """The last one is the folder of this run's caches."""
 
 CASES = {
-    "sft": lambda: small_sft(optimizer=OPTIMIZER, steps=20),
+    "sft": lambda: small_sft(optimizer=OPTIMIZER, steps=20, double=True),
     "sft lora": lambda: small_sft(optimizer=OPTIMIZER, steps=20, lora=True),
     "dpo": lambda: small_dpo(optimizer=OPTIMIZER, steps=8),
     "dpo lora": lambda: small_dpo(optimizer=OPTIMIZER, steps=8, lora=True),
@@ -55,7 +55,9 @@ CASES = {
     "dpo from a cache": lambda: small_dpo(optimizer=OPTIMIZER, steps=8, cache=CACHES[-1] / "dpo"),
     "kto from a cache": lambda: small_kto(optimizer=OPTIMIZER, steps=8, lora=True, cache=CACHES[-1] / "kto"),
     "kto lora": lambda: small_kto(optimizer=OPTIMIZER, steps=8, lora=True),
-    "kto, three answers for two processes": lambda: small_kto(optimizer=OPTIMIZER, steps=8, examples_per_step=3),
+    "kto, three answers for two processes": lambda: small_kto(
+        optimizer=OPTIMIZER, steps=8, examples_per_step=3, double=True
+    ),
     "reward model": lambda: small_reward_model(optimizer=OPTIMIZER, steps=20),
     "reward model lora": lambda: small_reward_model(optimizer=OPTIMIZER, steps=20, lora=True),
     "reward model, a pair for the first process alone": lambda: small_reward_model(

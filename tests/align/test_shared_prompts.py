@@ -10,13 +10,15 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from align import logprobs
 from align.batch import Sequences
 from align.config import OptimizerConfig
 from align.critic import ActorCritic
-from align.logprobs import FrozenPolicy, Policy, SharedPrompts, token_logprobs
+from align.logprobs import FrozenPolicy, Policy, SharedPrompts, by_length, token_logprobs
 from align.models import add_lora, disable_dropout, reference_of
 from align.training import Trainer, cut_by_tokens
 from tests.models import ARCHITECTURES, tiny_model
@@ -25,10 +27,11 @@ from tests.small_runs import small_grpo, small_policy
 
 @pytest.fixture
 def share(monkeypatch):
-    """Let sharing pay always, or never."""
+    """Let sharing pay always, or never, and rows of unlike lengths be forwarded apart always, or never."""
 
-    def let(pay: bool) -> None:
+    def let(pay: bool, apart: bool = False) -> None:
         monkeypatch.setattr(logprobs, "pays", lambda shared, plain: pay)
+        monkeypatch.setattr(logprobs, "SECOND_FORWARD", 0 if apart else 10**9)
 
     return let
 
@@ -72,8 +75,8 @@ def test_values_and_gradients_are_those_of_whole_rows_on_every_architecture(kind
     assert policy.shortcuts().cache
     tokens = forwarded(policy.model.base_model)
 
-    def result(pay: bool):
-        share(pay)
+    def result(pay: bool, apart: bool):
+        share(pay, apart)
         tokens.clear()
         policy.zero_grad()
         said = policy(sequences.input_ids, sequences.action_mask)
@@ -81,13 +84,20 @@ def test_values_and_gradients_are_those_of_whole_rows_on_every_architecture(kind
         gradients = {name: p.grad.clone() for name, p in policy.named_parameters()}
         return [each.detach() for each in said], gradients, list(tokens)
 
-    (said, gradients, once), (plain, plain_gradients, whole) = result(True), result(False)
-    assert once == [5 * 20, 10 * 16] and whole == [10 * 31]  # a row without actions is a prompt of its first token
-    for one, other in zip(said, plain, strict=True):
-        assert_close(one, other, rtol=1e-5, atol=1e-5)
-    for name, gradient in plain_gradients.items():
-        largest = float(gradient.abs().max())
-        assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-5 * max(largest, 1.0), msg=name)
+    plain, plain_gradients, whole = result(False, apart=False)
+    assert whole == [10 * 30]
+    for pay, apart, expected in (
+        (True, False, [5 * 20, 10 * 16]),  # a row without actions is a prompt of its first token
+        (True, True, [5 * 20, 16, 11, 10, 8, 5, 4, 2, 1, 2]),
+        (False, True, [30, 24, 22, 2 * 17, 13, 12, 6, 2, 1]),
+    ):
+        said, gradients, ran = result(pay, apart)
+        assert ran == expected
+        for one, other in zip(said, plain, strict=True):
+            assert_close(one, other, rtol=1e-5, atol=1e-5)
+        for name, gradient in plain_gradients.items():
+            largest = float(gradient.abs().max())
+            assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-5 * max(largest, 1.0), msg=name)
 
 
 def test_adapters_and_a_reference_without_them_share_prompts_too(share):
@@ -100,7 +110,7 @@ def test_adapters_and_a_reference_without_them_share_prompts_too(share):
     reference = FrozenPolicy(policy, without_adapters=True)
     results = []
     for pay in (True, False):
-        share(pay)
+        share(pay, apart=pay)
         policy.zero_grad()
         out = policy(sequences.input_ids, sequences.action_mask).logprobs
         out.mean().backward()
@@ -121,7 +131,7 @@ def test_chunks_of_the_head_and_shared_prompts_combine(share, monkeypatch):
 
     share(False)
     plain = result()
-    share(True)
+    share(True, apart=True)
     monkeypatch.setattr(logprobs, "HEAD_BYTES", 61 * 4 * 5 * 3)
     assert_close(result(), plain, rtol=1e-5, atol=1e-5)  # the model's normalisation is float32
 
@@ -135,7 +145,7 @@ def test_no_row_goes_on_past_the_positions_that_a_model_has(share):
     disable_dropout(model)
     results = []
     for pay in (True, False):
-        share(pay)
+        share(pay, apart=False)
         results.append(token_logprobs(model, ids, None, mask).logprobs)
     assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
 
@@ -170,9 +180,25 @@ def test_prompts_are_shared_where_it_pays_and_nowhere_else():
 
     assert ran(2, 4, 100, 20) == [2 * 100, 8 * 19]
     assert ran(32, 2, 15, 16) == [32 * 15, 64 * 15]
-    assert ran(1, 1, 100, 20) == [120]  # a prompt alone
-    assert ran(2, 2, 15, 16) == [4 * 31]  # so little that a second forward costs more
-    assert ran(2, 2, 10, 100) == [4 * 110]  # hardly anything is shared
+    assert ran(1, 1, 100, 20) == [119]  # a prompt alone; its last token predicts nothing
+    assert ran(2, 2, 15, 16) == [4 * 30]  # so little that a second forward costs more
+    assert ran(2, 2, 10, 100) == [4 * 109]  # hardly anything is shared
+
+
+@given(st.lists(st.integers(0, 200), min_size=1, max_size=60))
+def test_rows_are_forwarded_apart_until_no_cut_saves_more_padding_than_a_forward_costs(lengths):
+    groups = [group.tolist() for group in by_length(torch.tensor(lengths))]
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    assert [lengths[group[0]] for group in groups] == sorted((lengths[group[0]] for group in groups), reverse=True)
+    for group in groups:
+        widths = [lengths[row] for row in group]
+        assert widths == sorted(widths, reverse=True)
+        assert all((widths[0] - widths[at]) * (len(widths) - at) <= 64 for at in range(len(widths)))
+
+
+def test_a_long_row_is_forwarded_apart_from_many_short_ones_and_not_from_a_few():
+    assert [group.tolist() for group in by_length(torch.tensor([5, 100, 5]))] == [[1], [0, 2]]
+    assert [group.tolist() for group in by_length(torch.tensor([5, 30, 5]))] == [[1, 0, 2]]
 
 
 def test_a_model_without_a_cache_that_can_be_expanded_forwards_whole_rows_and_says_so_once(share):
@@ -219,7 +245,7 @@ def test_gradient_checkpointing_forwards_whole_rows_and_says_so_once_and_is_shar
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         token_logprobs(model, sequences.input_ids, None, sequences.action_mask).logprobs.sum().backward()
-    assert tokens == [310]
+    assert tokens == [300]
     token_logprobs(model.eval(), sequences.input_ids, None, sequences.action_mask)
     assert tokens[1:] == [5 * 20, 10 * 16]
 
@@ -258,15 +284,15 @@ def test_a_prompt_that_many_rows_share_is_not_cached_for_more_rows_than_the_budg
     assert {len(rows) for rows in cut[:-1]} == {(1000 - 400) // (1 + 400 // 8)}
 
 
-def test_rows_are_sorted_by_length_where_padding_would_cost_more_than_prompts():
+def test_rows_of_one_prompt_stay_together_however_unlike_their_lengths_which_count_without_padding():
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, 61, (3, 4), generator=generator)
-    lengths = torch.tensor([200, 10, 10, 200, 10, 10, 200, 10, 10])
+    lengths = torch.tensor([200, 10, 10, 10, 200, 10, 10, 10, 200])
     ids = torch.cat([prompt.repeat_interleave(3, 0), torch.randint(0, 61, (9, 196), generator=generator)], dim=1)
     slots = torch.arange(200)
     mask = (slots >= 4) & (slots < lengths[:, None])
-    cut = cut_by_tokens(lengths, 600, prompts=SharedPrompts.of(ids, mask))
-    assert [rows.tolist() for rows in cut] == [[0, 3, 6], [1, 2, 4, 5, 7, 8]]
+    cut = cut_by_tokens(lengths, 450, prompts=SharedPrompts.of(ids, mask))
+    assert [rows.tolist() for rows in cut] == [[0, 1, 2, 4, 3, 5], [8, 6, 7]]
 
 
 def test_pairs_stay_together_whatever_they_share():
@@ -303,7 +329,7 @@ def test_dropout_is_noticed_and_leaves_whole_rows(share):
     tokens = forwarded(model.base_model)
     with pytest.warns(UserWarning, match="dropout"):
         token_logprobs(model, sequences.input_ids, None, sequences.action_mask)
-    assert tokens[-1] == 310
+    assert tokens[-1] == 300
 
 
 def sometimes(prompts, completions, letter):

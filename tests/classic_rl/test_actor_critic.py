@@ -85,7 +85,7 @@ def test_a_squashed_gaussian_has_the_density_of_its_tanh_and_the_entropy_of_its_
     with torch.no_grad():
         squashed.log_std.copy_(torch.tensor([-0.2, 0.1]))
     means = torch.tensor([[0.3, -0.8]]).expand(200_000, 2).clone().requires_grad_()
-    drawn = torch.from_numpy(squashed.draw(means.detach().numpy(), np.random.default_rng(0)))
+    drawn = torch.from_numpy(means.detach().numpy() + squashed.noise(np.random.default_rng(0), 200_000))
     logprobs, entropy = squashed(means, drawn)
     by_torch = distributions.TransformedDistribution(
         distributions.Normal(means[:500], squashed.log_std.exp()), distributions.TanhTransform()
@@ -121,7 +121,7 @@ def test_drawn_categories_are_actions_of_the_space_in_the_shares_of_their_probab
     over = distribution_over(space)
     assert isinstance(over, Categorical)
     outputs = np.random.default_rng(0).normal(size=(1, over.outputs)).astype(np.float32)
-    drawn = over.draw(np.repeat(outputs, 40_000, axis=0), np.random.default_rng(1))
+    drawn = over.best(outputs + over.noise(np.random.default_rng(1), 40_000))
     assert all(action in space for action in over.to_env(drawn[:50]))
     columns = drawn[:, None] if over.single else drawn
     for column, logits in zip(columns.T, np.split(outputs[0], np.cumsum(over.sizes)[:-1]), strict=True):
@@ -132,7 +132,7 @@ def test_drawn_categories_are_actions_of_the_space_in_the_shares_of_their_probab
 @pytest.mark.parametrize("squash", [False, True])
 def test_continuous_actions_stay_in_their_bounds(squash):
     over = distribution_over(BOX, squash=squash)
-    drawn = over.draw(np.full((1000, 2), 0.5, np.float32), np.random.default_rng(0)) * 3
+    drawn = over.best(np.full((1000, 2), 0.5, np.float32) + over.noise(np.random.default_rng(0), 1000)) * 3
     assert drawn.dtype == np.float32
     assert all(action in BOX for action in over.to_env(drawn))
     middle = over.to_env(np.zeros((1, 2), np.float32))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from align.runs.checkpoint import load_latest, save_checkpoint
-from classic_rl.dqn import DQN, QNetwork, move_towards, td_errors, td_loss
+from classic_rl.dqn import DQN, QNetwork, move_towards, td_loss, td_targets, value_of
 from classic_rl.dqn_config import DQN_PRESETS, ExplorationConfig, ReplayConfig, TargetConfig
 from classic_rl.metrics import METRICS
 from classic_rl.replay import Batch
@@ -44,39 +44,58 @@ def batch(**changes) -> Batch:
 # -- equations
 
 
+def losses(errors: torch.Tensor, delta: float | None) -> torch.Tensor:
+    """The loss of each error alone."""
+    return torch.stack([td_loss(torch.zeros(1), error[None], delta=delta) for error in errors])
+
+
 def test_the_huber_loss_of_rlax_and_half_a_square_without_a_bound():
     inputs, expected = classic_case("rlax_huber")
     errors = torch.tensor(inputs["x"])
-    assert_close(td_loss(errors, delta=inputs["delta"]), torch.tensor(expected["loss"]))
-    assert_close(td_loss(errors, delta=None), errors**2 / 2)
+    assert_close(losses(errors, inputs["delta"]), torch.tensor(expected["loss"]))
+    assert_close(losses(errors, None), errors**2 / 2)
 
 
-def test_huber_and_square_are_one_below_the_bound_and_huber_grows_like_a_line_beyond():
-    errors = torch.tensor([0.3, -1.9, 4.0, -6.0], requires_grad=True)
-    td_loss(errors, delta=2.0).sum().backward()
-    assert_close(errors.grad, torch.tensor([0.3, -1.9, 2.0, -2.0]))
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 0.5, 0.25, 0.0])])
+def test_huber_and_square_are_one_below_the_bound_and_huber_grows_like_a_line_beyond(weights):
+    predicted = torch.tensor([-0.3, 1.9, -4.0, 6.0], requires_grad=True)
+    td_loss(predicted, torch.zeros(4), delta=2.0, weights=weights).backward()
+    slopes = torch.tensor([-0.3, 1.9, -2.0, 2.0])
+    assert_close(predicted.grad, slopes * (1 if weights is None else weights) / 4)
 
 
-ONLINE, TARGET = Table([[0.0, 3.0], [5.0, 4.0]]), Table([[0.0, 0.0], [7.0, 9.0]])
+@pytest.mark.parametrize("delta", [None, 2.0])
+def test_weights_of_one_change_no_loss(delta):
+    predicted, targets = torch.tensor([0.5, -4.0]), torch.tensor([1.0, 3.0])
+    assert_close(
+        td_loss(predicted, targets, delta=delta, weights=torch.ones(2)), td_loss(predicted, targets, delta=delta)
+    )
+
+
+def errors_of(batch: Batch, online: nn.Module, *, double: bool) -> torch.Tensor:
+    return td_targets(batch, online, NEXT_VALUES, double=double) - value_of(batch, online)
+
+
+ONLINE, NEXT_VALUES = Table([[0.0, 3.0], [5.0, 4.0]]), torch.tensor([[7.0, 9.0]])
 
 
 def test_the_target_is_the_best_value_of_the_target_network():
-    assert td_errors(batch(), ONLINE, TARGET, double=False).item() == 1 + 0.5 * 9 - 3
+    assert errors_of(batch(), ONLINE, double=False).item() == 1 + 0.5 * 9 - 3
 
 
 def test_double_dqn_takes_the_target_networks_value_of_the_online_networks_action():
-    assert td_errors(batch(), ONLINE, TARGET, double=True).item() == 1 + 0.5 * 7 - 3
+    assert errors_of(batch(), ONLINE, double=True).item() == 1 + 0.5 * 7 - 3
 
 
 @pytest.mark.parametrize("double", [False, True])
 def test_a_terminated_transition_has_no_future(double):
-    assert td_errors(batch(terminated=torch.tensor([True])), ONLINE, TARGET, double=double).item() == 1 - 3
+    assert errors_of(batch(terminated=torch.tensor([True])), ONLINE, double=double).item() == 1 - 3
 
 
 @pytest.mark.parametrize("double", [False, True])
 def test_only_the_value_of_the_action_taken_has_a_gradient(double):
     online = Table([[0.0, 3.0], [5.0, 4.0]])
-    td_errors(batch(), online, TARGET, double=double).sum().backward()
+    errors_of(batch(), online, double=double).sum().backward()
     assert_close(online.values.grad, torch.tensor([[0.0, -1.0], [0.0, 0.0]]))
 
 

@@ -42,7 +42,7 @@ def test_the_rows_that_gymnasium_resets_are_the_rows_that_do_not_count():
         np.testing.assert_array_equal(step.terminated, np.array(row["terminated"], dtype=bool))
         np.testing.assert_array_equal(step.valid, ~ended_before)
         for index in np.flatnonzero(step.terminated):
-            assert Episode(row["ep_r"][index], row["ep_l"][index]) in stepper.latest
+            assert Episode(row["ep_r"][index], row["ep_l"][index]) in stepper.latest[0]
         ended_before = step.terminated
 
 
@@ -64,7 +64,7 @@ def test_in_every_mode_each_valid_row_is_a_true_transition_and_each_episode_coun
             assert len(told) == steps
     whole = sum(sum(step.valid[i] for step in rows) // min(e, c or e) for i, (e, c) in enumerate(ends))
     assert stepper.episodes == whole
-    assert set(stepper.latest) <= {Episode(n * (n + 1) / 2, n) for n in (min(e, c or e) for e, c in ends)}
+    assert set(stepper.latest[0]) <= {Episode(n * (n + 1) / 2, n) for n in (min(e, c or e) for e, c in ends)}
 
 
 def test_what_is_acted_on_after_an_end_is_the_first_observation_of_the_next_episode():

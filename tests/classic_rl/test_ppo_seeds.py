@@ -12,11 +12,12 @@ from gymnasium import spaces
 
 from align.runs.checkpoint import load_latest, save_checkpoint
 from classic_rl.actor_critic import ActorCritic
+from classic_rl.envs import Episode
 from classic_rl.metrics import METRICS
 from classic_rl.networks import Adam
 from classic_rl.on_policy_config import NetworkConfig
 from classic_rl.ppo import PPO, PPOConfig
-from classic_rl.ppo_seeds import PPOSeeds, SideBySide, over_seeds
+from classic_rl.ppo_seeds import PPOSeeds, SideBySide
 
 SMALL = PPOConfig(
     env_steps=4 * 96,
@@ -35,8 +36,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def weights(agent: PPO) -> torch.Tensor:
-    return torch.cat([parameter.detach().reshape(-1) for parameter in agent.policy.parameters()])
+def weights(policy: ActorCritic) -> torch.Tensor:
+    return torch.cat([parameter.detach().reshape(-1) for parameter in policy.parameters()])
 
 
 def but_time(metrics: dict[str, float]) -> dict[str, float]:
@@ -47,19 +48,20 @@ def but_time(metrics: dict[str, float]) -> dict[str, float]:
 def test_each_seed_learns_what_it_learns_alone(env, changes):
     config = replace(SMALL, **changes)
     many, alone = PPOSeeds(env, config, (3, 5)), [PPO(env, replace(config, seed=seed)) for seed in (3, 5)]
-    before = [weights(agent).clone() for agent in many.agents]
+    before = [weights(policy).clone() for policy in many.policies]
     for told, *each in zip(many.steps(), *(agent.steps() for agent in alone), strict=True):
         assert set(told) <= set(METRICS)
-        for name in ("loss/policy", "loss/value", "policy/entropy", "policy/approx_kl", "optim/grad_norm"):
-            mean = np.mean([metrics[name] for metrics in each])
+        for name in set().union(*each) - {"time/step", "steps/per_second", "steps/total", "episode/count"}:
+            mean = np.mean([metrics[name] for metrics in each if name in metrics])
             assert told[name] == pytest.approx(mean, rel=1e-3, abs=1e-5), name
-    for agent, single, was in zip(many.agents, alone, before, strict=True):
-        torch.testing.assert_close(weights(agent), weights(single), atol=1e-5, rtol=1e-4)
-        assert (weights(agent) - was).abs().max() > 1e-3, "nothing was learned"
+    for index, (policy, single, was) in enumerate(zip(many.policies, alone, before, strict=True)):
+        torch.testing.assert_close(weights(policy), weights(single.policy), atol=1e-5, rtol=1e-4)
+        assert (weights(policy) - was).abs().max() > 1e-3, "nothing was learned"
         np.testing.assert_array_equal(
-            agent.act(agent.stepper.obs, deterministic=True), single.act(agent.stepper.obs, deterministic=True)
+            policy.act(single.stepper.obs, deterministic=True), single.act(single.stepper.obs, deterministic=True)
         )
-    assert not torch.equal(weights(many.agents[0]), weights(many.agents[1]))
+        assert many.stepper.latest[index] == single.stepper.latest[0]
+    assert not torch.equal(weights(many.policies[0]), weights(many.policies[1]))
     assert many.env_steps == 2 * alone[0].env_steps and many.step == many.total_steps == 4
 
 
@@ -76,7 +78,7 @@ def test_policies_side_by_side_judge_as_each_alone_and_so_do_their_gradients():
     expected = [policy(x, a) for policy, x, a in zip(policies, features, chosen, strict=True)]
     joint, flat = Adam.together(optimizers)
     joint.memory[1].zero_()
-    judged = SideBySide(policies[0], flat)(features, chosen)
+    judged = SideBySide(policies, flat)(features, chosen)
     for name in ("logprobs", "entropy", "values"):
         torch.testing.assert_close(getattr(judged, name), torch.stack([getattr(one, name) for one in expected]))
     (judged.logprobs.sum() + judged.entropy.sum() + judged.values.square().sum()).backward()
@@ -93,15 +95,16 @@ def test_a_resumed_run_of_several_seeds_ends_in_the_weights_of_one_left_alone(tm
     second = PPOSeeds("CartPole-v1", SMALL, (0, 1))
     second.load_state(load_latest(tmp_path).state)
     assert [but_time(metrics) for metrics in second.steps()] == history[first.step :]
-    for agent, other in zip(whole.agents, second.agents, strict=True):
-        assert torch.equal(weights(agent), weights(other))
+    for policy, other in zip(whole.policies, second.policies, strict=True):
+        assert torch.equal(weights(policy), weights(other))
 
 
-def test_the_mean_of_a_metric_is_over_the_seeds_that_have_it_and_returns_have_their_ends():
-    each = [{"loss/value": 1.0}, {"loss/value": 3.0, "episode/return": 5.0}, {"loss/value": 5.0, "episode/return": 9.0}]
-    ends = {"seeds/return_low": 5.0, "seeds/return_high": 9.0}
-    assert over_seeds(each) == {"loss/value": 3.0, "episode/return": 7.0} | ends
-    assert over_seeds([{"loss/value": 1.0}]) == {"loss/value": 1.0}
+def test_returns_have_their_ends_over_the_seeds_that_have_any():
+    many = PPOSeeds("CartPole-v1", SMALL, (0, 1, 2))
+    assert many.returns() == {}
+    many.stepper.latest[0].extend([Episode(4.0, 4), Episode(6.0, 6)])
+    many.stepper.latest[2].append(Episode(9.0, 9))
+    assert many.returns() == {"seeds/return_low": 5.0, "seeds/return_high": 9.0}
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def test_single_draws_follow_the_priorities_by_the_chi_square_test():
 def test_uniform_draws_are_uniform_by_the_chi_square_test():
     batch = fill(memory(), 5).sample(5000, np.random.default_rng(0))
     counts = np.bincount(batch.slots, minlength=5)
-    assert ((counts - 1000) ** 2 / 1000).sum() < 18.5 and bool((batch.weights == 1).all())
+    assert ((counts - 1000) ** 2 / 1000).sum() < 18.5 and batch.weights is None
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=2, max_size=8))
@@ -254,7 +254,7 @@ def test_a_memory_goes_on_from_its_state_bit_for_bit(alpha):
             replay.add([i, i], [0, 1], [i, i], [i + 1, i + 1], [i % 5 == 0, False], [False, i % 7 == 0])
             batch = replay.sample(6, rng, beta=0.5)
             replay.set_priorities(batch.slots, batch.obs.numpy() % 4)
-            drawn += [part.tolist() for part in batch]
+            drawn += [part.tolist() for part in batch if part is not None]
         return drawn
 
     def new() -> Replay:
