@@ -130,6 +130,7 @@ DQN_PRESETS: dict[str, DQNConfig] = {
         env_steps=40_000,
         num_envs=8,
         learning_rate=1e-3,
+        batch_size=128,
         train_every=8,
         updates=4,
         hidden=(128, 128),

@@ -244,11 +244,11 @@ def _flat_reward(first: Steps, recent: Steps) -> Iterable[Finding]:
 
 
 def _clip_fraction(first: Steps, recent: Steps) -> Iterable[Finding]:
-    values = _full(recent, "policy/clip_fraction", 10)
+    values = _full(recent, "policy/clip_fraction")
     if values and fmean(values) > LARGE_CLIP_FRACTION:
         yield Finding(
             "clip fraction high",
-            f"{fmean(values):.0%} of ratios were clipped over the last 10 steps (step {_now(recent)}): "
+            f"{fmean(values):.0%} of ratios were clipped over the last {WINDOW} steps (step {_now(recent)}): "
             "the updates are larger than the data supports.",
             "Lower learning_rate, or take fewer updates from each rollout.",
             _now(recent),
