@@ -128,18 +128,18 @@ def long_tokenizer(size: int = WORDS) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
-def long_model(*, seed: int) -> Any:
-    """Build a Llama of seven million parameters with random weights."""
+def long_model(*, seed: int, words: int = WORDS, heads: int = 4, inner: int = 704, layers: int = 6) -> Any:
+    """Build a Llama with random weights: of seven million parameters, unless other sizes are given."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=6,
-        num_attention_heads=4,
+        vocab_size=words,
+        hidden_size=64 * heads,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         pad_token_id=0,

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from benchmarks.alternate import machine, spread, table, use_one_thread
 from benchmarks.grpo_step_vs_trl import LONGEST, with_lengths
 from benchmarks.grpo_walk_vs_trl import Task, load, warm_up_apart
-from benchmarks.pairs_vs_trl import long_tokenizer
+from benchmarks.pairs_vs_trl import long_model, long_tokenizer
 from recipes import walk
 
 PROMPTS, GROUP = 8, 8
@@ -127,26 +127,13 @@ def tiny_cases(rounds: int, *, effort: int, warm: int) -> list[Case]:
 def large_case(rounds: int, *, cap: int) -> Case:
     """Build a Llama of 96 million parameters, a quarter of them words."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from align.batch import Prompts
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=LARGE_WORDS,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=10,
-        num_attention_heads=12,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
     ids = torch.randint(2, LARGE_WORDS, (PROMPTS, LARGE_PROMPT)).tolist()
     prompts = Prompts(ids=ids, texts=[""] * PROMPTS, columns={})
-    model = with_lengths(LlamaForCausalLM(config), prompt=LARGE_PROMPT)
+    model = with_lengths(long_model(seed=0, words=LARGE_WORDS, heads=12, inner=2048, layers=10), prompt=LARGE_PROMPT)
     return Case(f"96M, lognormal, at most {cap}", model, long_tokenizer(LARGE_WORDS), prompts, cap, 1, rounds)
 
 
