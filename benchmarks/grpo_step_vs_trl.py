@@ -1,16 +1,19 @@
 """A GRPO step on long prompts against TRL 1.16: seconds and peak memory, 4 prompts of 256 tokens x 8 completions.
 
     pip install -e '.[bench]' -c constraints.txt
-    python -m benchmarks.grpo_step_vs_trl                  three rounds, five minutes
+    python -m benchmarks.grpo_step_vs_trl                  five rounds, ten minutes
+    python -m benchmarks.grpo_step_vs_trl --size 96M       five rounds of the large model, half an hour
     python -m benchmarks.grpo_step_vs_trl --quick          a minute: does it still run?
 
-A model of seven million parameters with random weights and a vocabulary of 8,192. Lengths of completions are lognormal,
-their median 64 and sigma 0.7, cut at 192: while either side samples, the logit of the EOS at each place of a completion
-is set to the hazard of that distribution, the same for both. What is drawn differs, so the mean length is told. Rewards
-are numbers without meaning that differ within each group: every row is trained on, none is left out.
+A model of seven million parameters with random weights and a vocabulary of 8,192, or one of 96 million and 32,768.
+Lengths of completions are lognormal, their median 64 and sigma 0.7, cut at 192: while either side samples, the logit of
+the EOS at each place of a completion is set to the hazard of that distribution, the same for both. What is drawn
+differs, so the mean length is told. Rewards are numbers without meaning that differ within each group: every row is
+trained on, none is left out.
 
 Each turn is a process of its own, so that its peak memory, imports included, is its own. The clock runs over some steps
-after the first; building stands outside. TRL takes all rows of a step in one pass, which is its default; this library
+after the first, and building the model stands outside; of the large one it runs over the first step, and the second or
+two that either trainer takes to be made. TRL takes all rows of a step in one pass, which is its default; this library
 cuts them by its default budget of tokens.
 """
 
@@ -31,24 +34,54 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.alternate import machine, peak_megabytes, spread, table, use_one_thread
-from benchmarks.pairs_vs_trl import PROMPT, long_model, long_rows, long_tokenizer
+from benchmarks.pairs_vs_trl import PROMPT, WORDS, long_model, long_rows, long_tokenizer
 from benchmarks.trl_side import optimizers, plain_options
 
 MEDIAN, SIGMA, LONGEST, GROUP = 64, 0.7, 192, 8
-WARM = 1
-"""Steps before the clock starts."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A Llama with random weights, and the steps before the clock starts and on it."""
+
+    words: int
+    shape: dict[str, int]
+    warm: int
+    steps: int
+
+    def model(self) -> Any:
+        return long_model(seed=0, words=self.words, **self.shape)
+
+    def tokenizer(self) -> Any:
+        return long_tokenizer(self.words)
+
+
+SIZES = {
+    "7M": Size(WORDS, {}, warm=1, steps=2),
+    "96M": Size(32_768, {"heads": 12, "inner": 2048, "layers": 10}, warm=0, steps=1),  # a step takes minutes
+}
 
 
 @dataclass(frozen=True)
 class Task:
     """One measurement, as the processes of both sides are handed it."""
 
+    size: str
     prompts: int
+    warm: int
     steps: int
 
     @property
     def total_steps(self) -> int:
-        return WARM + self.steps
+        return self.warm + self.steps
+
+    def model(self) -> tuple[Any, Any]:
+        """Return the model, whose completions have the lengths asked for, and its tokenizer."""
+        import torch
+
+        torch.set_num_threads(1)
+        size = SIZES[self.size]
+        return with_lengths(size.model(), prompt=PROMPT), size.tokenizer()
 
     @property
     def config(self) -> Any:
@@ -86,14 +119,6 @@ def hazard(place: int) -> float:
     return 1 - longer(place) / longer(place - 1)
 
 
-def model_of_lengths() -> Any:
-    """Return the model, whose completions have the lengths asked for."""
-    import torch
-
-    torch.set_num_threads(1)
-    return with_lengths(long_model(seed=0), prompt=PROMPT)
-
-
 def with_lengths(model: Any, *, prompt: int) -> Any:
     """Let the forward of a model with random weights set the logit of the EOS while completions are sampled.
 
@@ -121,6 +146,7 @@ class Watch:
 
     def __init__(self, task: Task) -> None:
         self.task, self.step, self.before, self.lengths = task, 0, peak_megabytes(), []
+        self.started = time.perf_counter(), time.process_time()  # if no step warms up
 
     def reward(self, prompts: Sequence[Any], completions: Sequence[str], **_: Any) -> list[float]:
         self.lengths += [min(LONGEST, len(text.split()) + 1) for text in completions]
@@ -128,7 +154,7 @@ class Watch:
 
     def stepped(self) -> None:
         self.step += 1
-        if self.step == WARM:
+        if self.step == self.task.warm:
             self.started = time.perf_counter(), time.process_time()
         if self.step == self.task.total_steps:
             self.ended = time.perf_counter(), time.process_time()
@@ -137,7 +163,7 @@ class Watch:
         seconds, processor = (
             (end - start) / self.task.steps for start, end in zip(self.started, self.ended, strict=True)
         )
-        timed = self.lengths[WARM * self.task.prompts * GROUP :]
+        timed = self.lengths[self.task.warm * self.task.prompts * GROUP :]
         return Turn(seconds, processor, self.before, peak_megabytes(), statistics.mean(timed))
 
 
@@ -151,7 +177,7 @@ def train_align(task: Task) -> Turn:
     from align.rewards import Reward
     from align.sampler import Sampler
 
-    model, tokenizer = model_of_lengths(), long_tokenizer()
+    model, tokenizer = task.model()
     watch = Watch(task)
     prompts = tokenize_prompts(read_prompts(task.rows()), tokenizer)
     sampler = Sampler(model, tokenizer, task.config.sampling, eos_token_ids=[tokenizer.eos_token_id])
@@ -167,7 +193,7 @@ def train_trl(task: Task) -> Turn:
     from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    model, tokenizer, config = model_of_lengths(), long_tokenizer(), task.config
+    (model, tokenizer), config = task.model(), task.config
     watch = Watch(task)
 
     class Tick(TrainerCallback):
@@ -233,10 +259,14 @@ def rows_of_table(told: Sequence[dict[str, Turn]]) -> list[list[str]]:
 def main() -> None:
     """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default 3)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default 5)")
+    parser.add_argument("--size", choices=SIZES, default="7M", help="parameters of the model (default 7M)")
     parser.add_argument("--quick", action="store_true", help="one short round, to see that everything still runs")
     options = parser.parse_args()
-    rounds, task = (1, Task(prompts=1, steps=1)) if options.quick else (options.rounds, Task(prompts=4, steps=2))
+    size = SIZES[options.size]
+    rounds, task = options.rounds, Task(options.size, prompts=4, warm=size.warm, steps=size.steps)
+    if options.quick:
+        rounds, task = 1, Task(options.size, prompts=1, warm=0, steps=1)
     use_one_thread()
     print(machine(), flush=True)
     told = []

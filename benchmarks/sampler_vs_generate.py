@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.alternate import machine, spread, table, use_one_thread
-from benchmarks.grpo_step_vs_trl import LONGEST, with_lengths
+from benchmarks.grpo_step_vs_trl import LONGEST, SIZES, with_lengths
 from benchmarks.grpo_walk_vs_trl import Task, load, warm_up_apart
-from benchmarks.pairs_vs_trl import long_model, long_tokenizer
 from recipes import walk
 
 PROMPTS, GROUP = 8, 8
-LARGE_WORDS, LARGE_PROMPT = 32_768, 64
-"""Of the large model: its vocabulary, and tokens of a prompt."""
+LARGE, LARGE_PROMPT = "96M", 64
+"""The size of the large model, and tokens of its prompts."""
 
 
 class Case(NamedTuple):
@@ -131,10 +130,11 @@ def large_case(rounds: int, *, cap: int) -> Case:
     from align.batch import Prompts
 
     torch.manual_seed(0)
-    ids = torch.randint(2, LARGE_WORDS, (PROMPTS, LARGE_PROMPT)).tolist()
+    size = SIZES[LARGE]
+    ids = torch.randint(2, size.words, (PROMPTS, LARGE_PROMPT)).tolist()
     prompts = Prompts(ids=ids, texts=[""] * PROMPTS, columns={})
-    model = with_lengths(long_model(seed=0, words=LARGE_WORDS, heads=12, inner=2048, layers=10), prompt=LARGE_PROMPT)
-    return Case(f"96M, lognormal, at most {cap}", model, long_tokenizer(LARGE_WORDS), prompts, cap, 1, rounds)
+    model = with_lengths(size.model(), prompt=LARGE_PROMPT)
+    return Case(f"{LARGE}, lognormal, at most {cap}", model, size.tokenizer(), prompts, cap, 1, rounds)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -28,10 +29,12 @@ CLASSIC = "classic"
 """The command with commands of its own: `recipes.classic` reads what follows, and imports nothing heavy for that."""
 
 READING = {
-    "report": "write report.html of a run again",
-    "doctor": "say in words what the numbers of a run give away",
-    "env": "show versions and hardware, for a bug report",
+    "report": ("RUN", "write report.html of a run again"),
+    "doctor": ("RUN", "say in words what the numbers of a run give away"),
+    "compare": ("RUN RUN ...", "show how runs began and ended, and draw their curves together"),
+    "env": ("", "show versions and hardware, for a bug report"),
 }
+"""Command -> what follows it, and what it does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,15 +76,20 @@ def read(command: str, arguments: Sequence[str]) -> int:
     """Run a command that reads a run which is there, or describes the machine."""
     from recipes.common import errors_in_one_line
 
-    takes = [] if command == "env" else ["RUN"]
+    takes, words = READING[command]
     if "-h" in arguments or "--help" in arguments:
-        print(f"usage: {' '.join(['align', command, *takes])}\n\n{READING[command]}")
+        print(f"usage: {f'align {command} {takes}'.strip()}\n\n{words}")
         return 0
-    if len(arguments) != len(takes):
-        expected = "the directory of a run, such as runs/first" if takes else "nothing after it"
+    few, most = {"env": (0, 0), "compare": (2, math.inf)}.get(command, (1, 1))
+    if not few <= len(arguments) <= most:
+        expected = ("nothing after it", "the directory of a run, such as runs/first", "the directories of two runs")[
+            few
+        ]
         return complaint(f"align {command} expects {expected}, got {' '.join(arguments) or 'nothing'}")
     with errors_in_one_line():
-        print({"report": report, "doctor": doctor, "env": environment}[command](*map(Path, arguments)))
+        print(
+            {"report": report, "doctor": doctor, "compare": compare, "env": environment}[command](*map(Path, arguments))
+        )
     return 0
 
 
@@ -107,6 +115,13 @@ def doctor(path: Path) -> str:
         told.append(f"step {ends[-1]['step']}: the run failed: {ends[-1]['words']}")
     told = told or ["nothing found"]
     return visible("\n".join([*told, f"{path}: {len(found)} findings over {steps} steps"]), keep_newlines=True)
+
+
+def compare(*paths: Path) -> str:
+    """Print a table of runs, write their page and return where it is."""
+    from recipes import compare_runs
+
+    return "\n" + "\n".join(map(str, compare_runs.compare([finished(path) for path in paths])))
 
 
 def environment() -> str:
@@ -138,7 +153,8 @@ def finished(path: Path) -> RunDirectory:
 def usage() -> str:
     """Return what `align --help` shows."""
     commands = {name: words for name, (_, _, words) in TRAINING.items()}
-    commands |= {CLASSIC: "train and measure agents in Gymnasium's environments", **READING}
+    commands[CLASSIC] = "train and measure agents in Gymnasium's environments"
+    commands |= {name: words for name, (_, words) in READING.items()}
     listed = "\n".join(f"    {name:<8} {words}" for name, words in commands.items())
     return (
         f"usage: align COMMAND [OPTIONS]\n\n{listed}\n\n"

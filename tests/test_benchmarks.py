@@ -45,7 +45,7 @@ def test_the_lengths_of_the_long_step_are_lognormal_with_the_median_that_is_told
 
 
 def test_the_long_step_runs_with_completions_of_different_lengths_that_are_all_learned_from():
-    task = grpo_step_vs_trl.Task(prompts=1, steps=1)
+    task = grpo_step_vs_trl.Task("7M", prompts=1, warm=1, steps=1)
     told = grpo_step_vs_trl.train_align(task)
     assert told.seconds > 0 and told.peak > told.before and 20 < told.length < grpo_step_vs_trl.LONGEST
 

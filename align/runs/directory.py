@@ -183,9 +183,24 @@ def plain(value: Any) -> Any:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (dotted name, "name: before -> after") of every option in which two configurations differ."""
-    old, new = _flat(plain(before)), _flat(plain(after))
+    old, new = flat(plain(before)), flat(plain(after))
     names = [name for name in {**old, **new} if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
     return [(name, f"{name}: {_told_value(old, name)} -> {_told_value(new, name)}") for name in names]
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a tree of dicts by their dotted names.
+
+    >>> flat({"seed": 0, "optimizer": {"learning_rate": 0.1}})
+    {'seed': 0, 'optimizer.learning_rate': 0.1}
+    """
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree} if prefix else {}
+    return {
+        name: value
+        for key, item in tree.items()
+        for name, value in flat(item, f"{prefix}.{key}" if prefix else key).items()
+    }
 
 
 def describe_environment(*, device: str | None = None, command: str | None = None) -> dict[str, Any]:
@@ -214,16 +229,6 @@ def _told(what: str, path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunError(f"could not {what} {path}: {reason}. See to the space and the permissions there.") from error
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    return {
-        name: value
-        for key, item in tree.items()
-        for name, value in _flat(item, f"{prefix}.{key}" if prefix else key).items()
-    }
 
 
 def _leaf(name: str) -> str:

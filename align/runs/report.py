@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from align.runs.charts import Point, Series, histogram, line_chart
-from align.runs.directory import RunDirectory
+from align.runs.directory import RunDirectory, flat
 from align.runs.health import RULES, findings
 from align.runs.names import duration, evaluated, in_order, label, number
 from align.runs.text import shorten, visible
@@ -47,8 +47,8 @@ def write_report(directory: str | Path) -> Path:
         _section("Completions, before and after", _completions(rollouts)),
         _section("A group and its advantages", _groups(rollouts)),
         _section("Events", _events(events)),
-        _section("Configuration", _table(_flat(run.config))),
-        _section("Environment", _table(_flat({k: v for k, v in run.environment.items() if k != "command"}))),
+        _section("Configuration", _table(run.config)),
+        _section("Environment", _table({k: v for k, v in run.environment.items() if k != "command"})),
         _section("To reproduce", _command(run.environment)),
     ]
     footer = (
@@ -105,13 +105,18 @@ def _status(events: Lines) -> str:
     return f'<p class="status">{told}{f", resumed {resumes} times" if resumes > 1 else ", resumed once" * resumes}</p>'
 
 
-def _from_to(metric: str, history: Sequence[Mapping[str, float]]) -> str:
+def from_to(metric: str, history: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
+    """Return how a metric began and ended, over a few steps where it is noisy; None where nothing was finite."""
     values = [value for line in history if math.isfinite(value := line.get(metric, math.nan))]
     if not values:
-        return "not finite"
+        return None
     few = 1 if metric.startswith("eval/") else min(STEPS_TO_READ, max(1, len(values) // 2))
-    first, last = sum(values[:few]) / few, sum(values[-few:]) / few
-    return f"<small>{number(metric, first)} →</small> {number(metric, last)}"
+    return number(metric, sum(values[:few]) / few), number(metric, sum(values[-few:]) / few)
+
+
+def _from_to(metric: str, history: Sequence[Mapping[str, float]]) -> str:
+    ends = from_to(metric, history)
+    return f"<small>{ends[0]} →</small> {ends[1]}" if ends else "not finite"
 
 
 def _health(history: Sequence[Mapping[str, float]], events: Lines) -> str:
@@ -129,7 +134,7 @@ def _health(history: Sequence[Mapping[str, float]], events: Lines) -> str:
 
 def _curves(history: Sequence[Mapping[str, float]]) -> str:
     present = {name for line in history for name in line}
-    beside = BESIDE | {_axis(history)}
+    beside = BESIDE | {axis_of(history)}
     names = [name for name in in_order(present) if name not in beside and not _drawn_with_training(name, present)]
     charts = [_chart(name, history) for name in names]
     has_both = any(name.startswith("eval/") for name in present)
@@ -142,15 +147,15 @@ def _drawn_with_training(name: str, present: set[str]) -> bool:
     return name.startswith("eval/") and name.removeprefix("eval/") in present
 
 
-def _axis(history: Sequence[Mapping[str, float]]) -> str:
-    """What curves are drawn over: steps of environments where they are counted, since those are what learning costs."""
+def axis_of(history: Sequence[Mapping[str, float]]) -> str:
+    """Return what curves are drawn over: environment steps where they are counted, since learning costs those."""
     return "steps/total" if any("steps/total" in line for line in history) else "step"
 
 
 def _chart(name: str, history: Sequence[Mapping[str, float]]) -> str:
     words, unit, form = label(name)
     spread = "reward/std" if name == "reward/mean" else ""
-    axis = _axis(history)
+    axis = axis_of(history)
     over = "optimizer step" if axis == "step" else "environment step"
     series = [
         Series(
@@ -245,10 +250,11 @@ def _command(environment: Mapping[str, Any]) -> str:
     return f'<pre class="command">{_shown(str(command))}</pre>' if command else ""
 
 
-def _table(options: Iterable[tuple[str, Any]]) -> str:
+def _table(tree: Mapping[str, Any]) -> str:
     rows = "".join(
-        f'<tr><td class="key-name">{_shown(name)}</td><td class="text">{_shown(value)}</td></tr>'
-        for name, value in options
+        f'<tr><td class="key-name">{_shown(name)}</td>'
+        f'<td class="text">{_shown(value if isinstance(value, str) else json.dumps(value))}</td></tr>'
+        for name, value in flat(tree).items()
     )
     return f'<div class="wide"><table><tbody>{rows}</tbody></table></div>' if rows else ""
 
@@ -271,13 +277,3 @@ def _sign(value: float | None) -> str:
 
 def _finite(value: float) -> float:
     return value if math.isfinite(value) else 0.0
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)))
-    return rows
