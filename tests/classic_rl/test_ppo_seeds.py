@@ -57,10 +57,11 @@ def test_each_seed_learns_what_it_learns_alone(env, changes):
     for index, (policy, single, was) in enumerate(zip(many.policies, alone, before, strict=True)):
         torch.testing.assert_close(weights(policy), weights(single.policy), atol=1e-5, rtol=1e-4)
         assert (weights(policy) - was).abs().max() > 1e-3, "nothing was learned"
-        np.testing.assert_array_equal(
-            policy.act(single.stepper.obs, deterministic=True), single.act(single.stepper.obs, deterministic=True)
-        )
-        assert many.stepper.latest[index] == single.stepper.latest[0]
+        # Categories of weights that differ by rounding are the same; actions on a scale, and what they earn, differ as
+        # the weights do, a few times as much for the layers between.
+        actions = (one.act(single.stepper.obs, deterministic=True) for one in (policy, single))
+        np.testing.assert_allclose(*actions, atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(many.stepper.latest[index], single.stepper.latest[0], atol=1e-4, rtol=1e-4)
     assert not torch.equal(weights(many.policies[0]), weights(many.policies[1]))
     assert many.env_steps == 2 * alone[0].env_steps and many.step == many.total_steps == 4
 
