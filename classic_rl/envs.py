@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 EnvSource = str | Callable[[], gymnasium.Env] | VectorEnv
 """An environment's id, a function that makes one, or a vector of them that is made already."""
@@ -167,8 +167,11 @@ class Stepper:
         return seen, gave, np.array(terminated, dtype=np.bool_), np.array(truncated, dtype=np.bool_), told
 
     def _reset(self, seeds: list[int]) -> np.ndarray:
-        # Gymnasium's vectors take a list of seeds, but the type of their base class does not say so.
-        return np.array(self.envs.reset(seed=list(seeds))[0])  # pyright: ignore[reportArgumentType]
+        # Vectors of environments take a list of seeds, though the type of their base class does not say so; those that
+        # step all at once by themselves, such as Gymnasium's own CartPole, have one generator, and take one.
+        each = isinstance(self.envs.unwrapped, SyncVectorEnv | AsyncVectorEnv)
+        seed: Any = list(seeds) if each else seeds[0]
+        return np.array(self.envs.reset(seed=seed)[0])
 
     def _after_an_end(
         self, seen: np.ndarray, ended: np.ndarray, infos: dict[str, Any]

@@ -87,6 +87,22 @@ def test_make_envs_never_gives_the_native_vector_environment_of_an_id():
     assert envs.metadata["autoreset_mode"] is AutoresetMode.DISABLED
 
 
+def test_gymnasiums_native_cart_poles_are_stepped_and_no_row_of_a_reset_counts():
+    native = gymnasium.make_vec("CartPole-v1", 4)
+    assert not isinstance(native.unwrapped, SyncVectorEnv)
+    stepper = Stepper(native, seed=0)
+    rows = walk(stepper, 200)
+    for step in rows:
+        moved = step.obs[:, 0] + 0.02 * step.obs[:, 1]  # where the speed takes the cart
+        np.testing.assert_allclose(step.next_obs[step.valid, 0], moved[step.valid], atol=1e-6)
+        np.testing.assert_array_equal(step.rewards, step.valid)  # the environment pays nothing for a reset
+    ends = [step.terminated | step.truncated for step in rows[:-1]]
+    np.testing.assert_array_equal(ends, [~step.valid for step in rows[1:]])
+    assert stepper.episodes > 20
+    again = walk(Stepper(gymnasium.make_vec("CartPole-v1", 4), seed=0), 200)
+    np.testing.assert_array_equal(again[-1].obs, rows[-1].obs)
+
+
 def test_runs_of_neighbouring_seeds_share_no_environment():
     first, second = (Stepper(make_envs("CartPole-v1", 4), seed).obs for seed in (0, 1))
     assert len(np.unique(np.concatenate([first, second]), axis=0)) == 8
