@@ -50,8 +50,18 @@ def make_envs(env: str | Callable[[], gymnasium.Env], num_envs: int, **kwargs: A
 
 
 def vector_of(env: EnvSource, num_envs: int) -> VectorEnv:
-    """Return a vector of environments as it is, and of anything else `num_envs` made by `make_envs`."""
-    return env if isinstance(env, VectorEnv) else make_envs(env, num_envs)
+    """Return a vector of environments as it is, and of anything else `num_envs` made by `make_envs`.
+
+    Raises:
+        ValueError: if a vector holds another number of environments: updates and steps are counted by `num_envs`.
+    """
+    if not isinstance(env, VectorEnv):
+        return make_envs(env, num_envs)
+    if env.num_envs != num_envs:
+        raise ValueError(
+            f"num_envs is {num_envs}, but the vector has {env.num_envs} environments: set num_envs={env.num_envs}"
+        )
+    return env
 
 
 TRUE_REWARD = "true_reward"

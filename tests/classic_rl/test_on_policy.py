@@ -291,6 +291,9 @@ def test_ppo_solves_cart_pole():
     pytest.fail("CartPole-v1 was not solved within the preset's steps")
 
 
-def test_environments_made_beforehand_are_taken_as_they_are():
+@pytest.mark.parametrize("kind", KINDS)
+def test_environments_made_beforehand_are_taken_as_they_are_and_must_be_as_many_as_the_settings_say(kind):
     envs = make_envs("CartPole-v1", 5)
-    assert small("ppo", envs).player.stepper.num_envs == 5
+    assert small(kind, envs, num_envs=5).player.stepper.envs is envs
+    with pytest.raises(ValueError, match="num_envs is 3, but the vector has 5 environments: set num_envs=5"):
+        small(kind, envs)
