@@ -60,8 +60,9 @@ class Uniforms:
         return self.block.pop()
 
     def state(self) -> dict[str, Any]:
-        """Return the generator as it was before this block, and how much of the block is left."""
-        return {"generator": generator_state(self._before), "left": len(self.block)}
+        """Return the generator as it was before what is left of this block, and how much that is."""
+        before = self._before if self.block else self._rng.bit_generator.state  # of a used-up block nothing is left
+        return {"generator": generator_state(before), "left": len(self.block)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to a state that `state` returned."""

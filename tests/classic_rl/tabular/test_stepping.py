@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import classic_rl.gridworld
-from classic_rl.tabular.stepping import EnvStepper, TableStepper, Uniforms, make_stepper, mdp_stepper
+from classic_rl.tabular.stepping import BLOCK, EnvStepper, TableStepper, Uniforms, make_stepper, mdp_stepper
 from tests.classic_rl.tabular.mdps import random_walk
 
 GRID = classic_rl.gridworld.ID
@@ -96,6 +96,15 @@ def test_blocks_of_uniforms_are_the_numbers_drawn_one_by_one():
     one_by_one = np.random.default_rng(2)
     uniforms = Uniforms(np.random.default_rng(2))
     assert [uniforms.next() for _ in range(10_000)] == [one_by_one.random() for _ in range(10_000)]
+
+
+@pytest.mark.parametrize("drawn", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1])
+def test_uniforms_go_on_from_their_state_wherever_in_a_block_that_was(drawn):
+    one, other = (Uniforms(np.random.default_rng(seed)) for seed in (0, 1))
+    for _ in range(drawn):
+        one.next()
+    other.load_state(one.state())
+    assert [other.next() for _ in range(BLOCK + 2)] == [one.next() for _ in range(BLOCK + 2)]
 
 
 def test_a_limit_of_no_steps_is_refused():
