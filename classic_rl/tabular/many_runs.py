@@ -6,6 +6,7 @@ one run after another, are faster, and they can be stopped and resumed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -104,27 +105,41 @@ def sample_episodes(
     return Episodes(np.stack(visited, axis=1), np.stack(earned, axis=1), lengths, terminated)
 
 
-class Rule(Protocol):
-    """The value of the next state in a target, from Q(s', .) [N, A], a' [N] and the epsilon of the behaviour."""
+Act = Callable[[Floats], Integers]
+"""Draws actions from action values, as the behaviour does. [N, A] -> [N]"""
 
-    def __call__(self, next_q: Floats, next_actions: Integers, epsilon: float) -> Floats:
-        """Return the values. [N]"""
+
+class Rule(Protocol):
+    """How the next state is valued in a target."""
+
+    def __call__(self, next_q: Floats, act: Act, epsilon: float) -> tuple[Floats, Integers | None]:
+        """Return its values, and the actions taken there next if the rule has drawn them.
+
+        Args:
+            next_q: Q(s', .), before the step is learned from. [N, A]
+            act: the behaviour. Without actions it acts once the step is learned from, as in textbooks.
+            epsilon: of the behaviour.
+
+        Returns:
+            Values and actions, or None for these. [N] each
+        """
         ...
 
 
-def q_learning(next_q: Floats, next_actions: Integers, epsilon: float) -> Floats:
+def q_learning(next_q: Floats, act: Act, epsilon: float) -> tuple[Floats, None]:
     """Value the best next action, as `updates.q_learning_target`."""
-    return next_q.max(axis=-1)
+    return next_q.max(axis=-1), None
 
 
-def sarsa(next_q: Floats, next_actions: Integers, epsilon: float) -> Floats:
+def sarsa(next_q: Floats, act: Act, epsilon: float) -> tuple[Floats, Integers]:
     """Value the action taken next, as `updates.sarsa_target`."""
-    return next_q[np.arange(len(next_q)), next_actions]
+    actions = act(next_q)
+    return next_q[np.arange(len(next_q)), actions], actions
 
 
-def expected_sarsa(next_q: Floats, next_actions: Integers, epsilon: float) -> Floats:
+def expected_sarsa(next_q: Floats, act: Act, epsilon: float) -> tuple[Floats, None]:
     """Value the next state by the behaviour's mean, as `updates.expected_sarsa_target`."""
-    return epsilon * next_q.mean(axis=-1) + (1 - epsilon) * next_q.max(axis=-1)
+    return epsilon * next_q.mean(axis=-1) + (1 - epsilon) * next_q.max(axis=-1), None
 
 
 class ManyRuns(NamedTuple):
@@ -155,12 +170,11 @@ def control_runs(
 
         Q(s, a) += alpha * (r + gamma * (1 - terminated) * rule(s') - Q(s, a))
 
-    With `sarsa` the action after a step is chosen before the step is learned from, else after it, as in textbooks.
     There is no time limit: whatever they learn, the runs must come to an end by exploring.
 
     Args:
         table: what they act in.
-        rule: `q_learning`, `sarsa` or `expected_sarsa`, or a function like them.
+        rule: `q_learning`, `sarsa`, `expected_sarsa` or another `Rule`.
         runs, episodes: how many, and of each how many.
         alpha, epsilon, gamma: step size, probability of a random action, discount.
         rng: draws everything.
@@ -177,8 +191,8 @@ def control_runs(
     while (running := done < episodes).any():
         step = table.step(states, actions, rng)
         next_q, ended = q[rows, step.states], step.terminated
-        next_actions = act(next_q) if rule is sarsa else actions
-        bootstrap = np.where(ended, 0.0, rule(next_q, next_actions, epsilon))
+        following, chosen = rule(next_q, act, epsilon)
+        bootstrap = np.where(ended, 0.0, following)
         error = step.rewards + gamma * bootstrap - q[rows, states, actions]
         q[rows, states, actions] += np.where(running, alpha * error, 0.0)
         episode = np.minimum(done, episodes - 1)
@@ -186,7 +200,6 @@ def control_runs(
         lengths[rows, episode] += running
         done += ended & running
         states = np.where(ended, table.first_states(runs, rng), step.states)
-        anew = ended if rule is sarsa else rows  # the others have chosen
-        actions = next_actions.copy()
+        actions, anew = (actions, rows) if chosen is None else (chosen, ended)  # nobody has chosen in a first state
         actions[anew] = act(q[rows[anew], states[anew]])
     return ManyRuns(q, returns, lengths)

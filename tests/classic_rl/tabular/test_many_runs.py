@@ -79,6 +79,12 @@ def test_expected_sarsa_does_better_than_either(learn):
     assert all(greedy_path(q)[-1] == GOAL for q in tables)
 
 
+def test_a_rule_of_ones_own_that_values_the_next_action_learns_as_sarsa_does():
+    _, expected = by_arrays(many_runs.sarsa, 5)
+    _, tables = by_arrays(lambda next_q, act, epsilon: many_runs.sarsa(next_q, act, epsilon), 5)
+    np.testing.assert_array_equal(tables, expected)
+
+
 def test_episodes_of_a_policy_earn_its_value():
     mdp = random_mdp(3)
     policy = random_policy(3, mdp)
