@@ -25,14 +25,14 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class ExplorationConfig:
-    """How often actions are random: always before learning starts, then from `start` down to `end`, where it stays."""
+    """How often actions are random: always before learning starts, and after that by a line over the run's steps."""
 
     start: float = 1.0
-    """Share of random actions when learning starts."""
+    """Share of random actions where the line begins, at the first step of the run."""
     end: float = 0.05
-    """Share of random actions from then on."""
+    """Share of random actions where the line ends, and from then on."""
     fraction: float = 0.1
-    """Share of the run that it takes from one to the other."""
+    """Share of the run that the line takes."""
 
 
 @dataclass(frozen=True)
