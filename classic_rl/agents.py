@@ -7,6 +7,7 @@ what they are: algorithm, settings, environment and spaces. Nothing in it is eve
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -72,11 +73,10 @@ class Agent(Generic[P]):
 
     def learn(self, env_steps: int | None = None) -> list[dict[str, float]]:
         """Learn until so many environment steps were made since the start, or to the end; return all metrics."""
+        most, steps = math.inf if env_steps is None else env_steps, self.steps()
         history: list[dict[str, float]] = []
-        for metrics in self.steps():
+        while self.env_steps < most and (metrics := next(steps, None)):
             history.append(metrics)
-            if env_steps is not None and self.env_steps >= env_steps:
-                break
         return history
 
     def act(self, obs: np.ndarray, *, deterministic: bool = False) -> np.ndarray:

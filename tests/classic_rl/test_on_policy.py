@@ -102,6 +102,7 @@ def test_learning_stops_at_the_steps_asked_for_and_goes_on_from_there(kind):
     agent = small(kind)
     first = agent.learn(env_steps=49)
     assert agent.env_steps >= 49 > sum(m["steps/total"] for m in first[:-1])
+    assert agent.learn(env_steps=49) == []
     assert len(first) + len(agent.learn()) == agent.total_steps == 8
     assert agent.examples() == []
 
