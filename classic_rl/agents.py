@@ -170,12 +170,12 @@ def describe_space(space: spaces.Space) -> dict[str, Any]:
     """Say what a space is in plain values. Raises ValueError for one that is no array."""
     if isinstance(space, spaces.Box):
         bounds = {"low": space.low.tolist(), "high": space.high.tolist()}
-        # JSON has no infinity, and numbers that are too large for a type read back as one.
         return {"kind": "Box", "dtype": str(space.dtype), "shape": list(space.shape), **_finite(bounds)}
     if isinstance(space, spaces.Discrete):
-        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+        return {"kind": "Discrete", "dtype": str(space.dtype), "n": int(space.n), "start": int(space.start)}
     if isinstance(space, spaces.MultiDiscrete):
-        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": np.asarray(space.start).tolist()}
+        sizes = {"nvec": space.nvec.tolist(), "start": np.asarray(space.start).tolist()}
+        return {"kind": "MultiDiscrete", "dtype": str(space.dtype), **sizes}
     if isinstance(space, spaces.MultiBinary):
         return {"kind": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(space.shape)}
     raise ValueError(f"expected a Box, Discrete, MultiDiscrete or MultiBinary space, got {space}")
@@ -184,20 +184,24 @@ def describe_space(space: spaces.Space) -> dict[str, Any]:
 def space_from(description: Mapping[str, Any]) -> spaces.Space:
     """Make a space from what `describe_space` said of it."""
     kind = description["kind"]
+    dtype = np.dtype(description.get("dtype", np.int64))  # older folders say none of Discrete
     if kind == "Box":
-        dtype = np.dtype(description["dtype"])
-        low, high = (np.array(description[name], dtype=np.float64).astype(dtype) for name in ("low", "high"))
+        # Straight to their type: integers of 64 bits are no floats.
+        low, high = (np.array(description[name], dtype=dtype) for name in ("low", "high"))
         return spaces.Box(low, high, tuple(description["shape"]), dtype.type)
     if kind == "Discrete":
-        return spaces.Discrete(description["n"], start=description["start"])
+        return spaces.Discrete(description["n"], start=description["start"], dtype=dtype.type)
     if kind == "MultiDiscrete":
-        return spaces.MultiDiscrete(np.array(description["nvec"]), start=np.array(description["start"]))
+        return spaces.MultiDiscrete(
+            np.array(description["nvec"]), dtype=dtype.type, start=np.array(description["start"])
+        )
     if kind == "MultiBinary":
         return spaces.MultiBinary(description["n"])
     raise ValueError(f"expected the description of a space, got one of kind {kind!r}")
 
 
 def _finite(value: Any) -> Any:
+    """Write infinity as a word: JSON has none."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -16,8 +16,13 @@ SPACES = [
     spaces.Box(-1.0, 1.0, (2, 2), np.float32),
     spaces.Box(np.array([-np.inf, 0.0]), np.array([3.4e38, np.inf]), dtype=np.float64),
     spaces.Box(0, 255, (4, 8, 8), np.uint8),
+    spaces.Box(-np.inf, np.inf, (2,), np.int64),
+    spaces.Box(0, 2**63 - 1, (1,), np.int64),
+    spaces.Box(1, 2**64 - 1, (1,), np.uint64),
     spaces.Discrete(3, start=1),
+    spaces.Discrete(3, dtype=np.int32),
     spaces.MultiDiscrete([2, 3], start=[0, 1]),
+    spaces.MultiDiscrete([[2, 3], [4, 5]], dtype=np.int8),
     spaces.MultiBinary(4),
 ]
 
