@@ -44,14 +44,19 @@ class Batch(NamedTuple):
 
 
 def minibatches(batch: Batch, rngs: Sequence[np.random.Generator], count: int) -> Iterator[Batch]:
-    """Deal a batch [B, ...], or batches side by side [S, B, ...] by a generator each, out at random into parts."""
+    """Deal a batch [B, ...], or batches side by side [S, B, ...] by a generator each, out at random into parts.
+
+    There are as many as asked for while each has a step, and their sizes differ by one at most.
+    """
     if count == 1:
         yield batch
         return
     *beside, length = batch.old_values.shape
     orders = torch.from_numpy(np.stack([rng.permutation(length) for rng in rngs]))
     index = (torch.arange(len(rngs))[:, None], orders) if beside else (orders[0],)
-    yield from (Batch(*parts) for parts in zip(*(x[index].chunk(count, dim=len(beside)) for x in batch), strict=True))
+    parts = max(1, min(count, length))
+    dealt = (x[index].tensor_split(parts, dim=len(beside)) for x in batch)
+    yield from (Batch(*part) for part in zip(*dealt, strict=True))
 
 
 Judge = Callable[[Tensor, Tensor], Judged]

@@ -20,7 +20,7 @@ from classic_rl.evaluate import evaluate
 from classic_rl.masked import standardize
 from classic_rl.metrics import METRICS
 from classic_rl.on_policy_config import A2C_PRESETS, PPO_PRESETS, REINFORCE_PRESETS
-from classic_rl.ppo import PPO, Batch, PPOConfig
+from classic_rl.ppo import PPO, Batch, PPOConfig, minibatches
 from classic_rl.reinforce import REINFORCE, REINFORCEConfig
 from classic_rl.shaping import shaped
 from tests.classic_rl.counting import Counter, Echo
@@ -205,6 +205,18 @@ def test_one_update_of_ppo_is_that_of_the_reference():
     assert metrics["loss/policy"] == pytest.approx(losses["train/policy_gradient_loss"], abs=1e-6)
     assert 2 * metrics["loss/value"] == pytest.approx(losses["train/value_loss"], abs=1e-6)
     assert -metrics["policy/entropy"] == pytest.approx(losses["train/entropy_loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize(("steps", "asked", "sizes"), [(100, 32, {3, 4}), (16, 10, {1, 2}), (96, 4, {24}), (3, 4, {1})])
+def test_an_epoch_has_as_many_minibatches_as_were_asked_for_and_each_step_is_in_one(steps, asked, sizes):
+    batch = Batch(*(torch.arange(steps) for _ in Batch._fields))
+    dealt = list(minibatches(batch, [np.random.default_rng(0)], asked))
+    assert len(dealt) == min(asked, steps) and {len(part.returns) for part in dealt} == sizes
+    assert sorted(torch.cat([part.returns for part in dealt]).tolist()) == list(range(steps))
+
+
+def test_the_minibatches_of_the_settings_for_known_environments_are_all_alike():
+    assert not any(config.batch_size % config.minibatches for config in PPO_PRESETS.values())
 
 
 def test_the_kl_stops_the_epochs_of_an_update():
