@@ -119,9 +119,8 @@ def errors_in_one_line() -> Iterator[None]:
         sys.exit(130)
     except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
         ours = type(error).__module__.startswith(("align.", "recipes."))
-        if not (ours or isinstance(error, ValueError) or "Connection closed by peer" in str(error)) or os.environ.get(
-            "ALIGN_TRACEBACK"
-        ):
+        known = isinstance(error, ValueError | FloatingPointError) or "Connection closed by peer" in str(error)
+        if not (ours or known) or os.environ.get("ALIGN_TRACEBACK"):
             raise
         if "Connection closed by peer" in str(error):
             error = RuntimeError("another process of this run failed: its line tells why")

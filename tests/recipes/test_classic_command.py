@@ -124,6 +124,13 @@ def test_a_mistake_ends_in_words_with_the_way_out(align: Align, arguments: tuple
     assert advice in align("classic", *arguments, code=2)
 
 
+@pytest.mark.parametrize("agent", ["a2c", "dqn"])
+def test_learning_that_diverges_ends_in_words_and_not_in_a_traceback(align: Align, tmp_path: Path, agent: str):
+    words = ("classic", agent, *TWO_STEPS[agent], "--learning-rate", 1e38, "--directory", tmp_path / "run")
+    said = align(*words, code=2)
+    assert re.search("^error: the (norm of the gradient|loss of update 2) is .*lower", said, re.MULTILINE)
+
+
 def test_a_policy_is_not_measured_where_it_cannot_act(align: Align, tmp_path: Path):
     align("classic", "ppo", *TWO_STEPS["ppo"], "--directory", tmp_path / "run")
     said = align("classic", "eval", tmp_path / "run" / "final", "--env", "Acrobot-v1", code=2)
