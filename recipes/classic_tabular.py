@@ -115,7 +115,8 @@ def build(options: Options, env: gymnasium.Env[Any, Any]) -> Control:
     kind, own = agents[options.agent]
     return kind(
         make_stepper(env, seed=options.seed),
-        EpsilonGreedy(linear(*settings.epsilon, episodes), np.random.default_rng(options.seed)),
+        # Another stream than the world's: what slips must not depend on what explores.
+        EpsilonGreedy(linear(*settings.epsilon, episodes), np.random.default_rng([options.seed, 1])),
         alpha=linear(*settings.alpha, episodes),
         gamma=GAMMA,
         episodes=episodes,

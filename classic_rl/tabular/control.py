@@ -1,7 +1,8 @@
 """Tabular control: agents that learn action values from steps, one update rule each.
 
     env = make_stepper(gymnasium.make("CliffWalking-v1"), seed=0)
-    agent = QLearning(env, EpsilonGreedy(0.1, np.random.default_rng(0)), alpha=0.5, gamma=1.0, episodes=500)
+    behaviour = EpsilonGreedy(0.1, np.random.default_rng([0, 1]))  # not the world's own numbers, those of seed 0
+    agent = QLearning(env, behaviour, alpha=0.5, gamma=1.0, episodes=500)
     for metrics in agent.steps():
         ...
     agent.q[state][action]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -40,6 +41,11 @@ def test_a_small_world_is_learned_a_little_with_a_report(world, tmp_path, capsys
     assert "by planning" in capsys.readouterr().out and (folder / "report.html").stat().st_size > 0
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 20 and "eval/greedy_value" in lines[-1]
+
+
+def test_a_world_and_who_acts_in_it_draw_different_numbers_of_one_seed():
+    agent = classic_tabular.build(classic_tabular.Options(seed=3), gymnasium.make("FrozenLake-v1"))
+    assert agent.env.uniforms.next() != agent.behaviour.uniforms.next()
 
 
 def test_several_seeds_learn_at_once_and_each_leaves_its_policy(tmp_path, capsys):
