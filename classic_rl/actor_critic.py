@@ -120,7 +120,7 @@ class SquashedGaussian(Gaussian):
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         """Return what the environments take."""
         share = (np.tanh(actions.reshape(len(actions), *self.low.shape)) + 1) / 2
-        return (self.low + share * (self.high - self.low)).astype(self.dtype)
+        return super().to_env(self.low + share * (self.high - self.low))  # by rounding the ends may lie outside
 
     def forward(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-densities of actions, and estimated entropies. [B, D], [B, D] -> [B], [B]"""

@@ -139,6 +139,13 @@ def test_continuous_actions_stay_in_their_bounds(squash):
     np.testing.assert_allclose(middle, [[0.0, 5.0 if squash else 0.0]])
 
 
+def test_squashed_actions_stay_in_their_bounds_where_those_are_no_sums_of_powers_of_two():
+    draws = np.random.default_rng(0)
+    for low, high in np.sort(draws.uniform(-1, 1, (500, 2)).round(2)).astype(np.float32) + np.float32([0, 0.01]):
+        box = spaces.Box(low, high, (1,), np.float32)
+        assert all(SquashedGaussian(box).to_env(np.full((1, 1), end, np.float32))[0] in box for end in (-12.0, 12.0))
+
+
 def test_what_cannot_be_acted_in_is_refused():
     with pytest.raises(ValueError, match="squash_actions=False"):
         distribution_over(spaces.Box(-np.inf, np.inf, (1,)), squash=True)
