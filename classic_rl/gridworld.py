@@ -59,7 +59,7 @@ class GridWorld(gymnasium.Env[Any, Any]):
         self.observation_space = spaces.Discrete(rows * columns)
         self.action_space = spaces.Discrete(len(MOVES))
         self.goal = rows * columns - 1
-        self.initial_state_distrib = np.eye(rows * columns)[0]
+        self.initial_state_distrib = np.eye(1, rows * columns)[0]
         self.P = _table(self.walls, slip, -step_cost, goal_reward)
         self.render_mode = render_mode
         self.s = 0

@@ -31,6 +31,12 @@ def test_gymnasiums_checker_finds_nothing_to_say(mode, monkeypatch):
         env.close()
 
 
+def test_a_large_board_keeps_no_matrix_of_all_cells_for_its_start():
+    start = GridWorld(rows=30, columns=30, obstacles=0).initial_state_distrib
+    assert start.shape == (900,) and start[0] == start.sum() == 1
+    assert start.base is None or start.base.size == 900
+
+
 @given(rows=st.integers(2, 7), columns=st.integers(2, 7), obstacles=st.integers(0, 50), seed=st.integers(0, 1000))
 def test_obstacles_never_cut_a_cell_off_the_goal(rows, columns, obstacles, seed):
     walls = place_obstacles(rows, columns, obstacles, np.random.default_rng(seed))
