@@ -155,8 +155,10 @@ class EnvStepper:
     """
 
     def __init__(self, env: Any, seed: int) -> None:
+        from gymnasium.spaces import Discrete
+
         for name, space in (("observation", env.observation_space), ("action", env.action_space)):
-            if getattr(space, "n", None) is None or int(getattr(space, "start", 0)):
+            if not isinstance(space, Discrete) or space.start:
                 raise ValueError(
                     f"a table needs a Discrete {name} space that starts at 0, got {space}: wrap the environment so "
                     "that it counts its states, or use an agent with a network."

@@ -92,6 +92,17 @@ def test_other_spaces_than_discrete_ones_from_0_are_refused_with_the_way_out():
         make_stepper(gymnasium.make("CartPole-v1"), seed=0)
 
 
+class Lamps(gymnasium.Env):
+    """Three lamps, each on or off: eight states, which are no numbers."""
+
+    observation_space, action_space = gymnasium.spaces.MultiBinary(3), gymnasium.spaces.Discrete(2)
+
+
+def test_states_that_are_no_numbers_are_refused_before_the_first_of_them():
+    with pytest.raises(ValueError, match="needs a Discrete observation space that starts at 0, got MultiBinary"):
+        make_stepper(Lamps(), seed=0)
+
+
 def test_blocks_of_uniforms_are_the_numbers_drawn_one_by_one():
     one_by_one = np.random.default_rng(2)
     uniforms = Uniforms(np.random.default_rng(2))
