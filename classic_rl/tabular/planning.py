@@ -98,7 +98,8 @@ def policy_iteration(mdp: MDP, *, gamma: float, max_improvements: int = 1000) ->
     """Evaluate the policy, take the greedy one, and again, until it stays as it is.
 
     It starts with the policy that takes every action alike, since that one reaches an end wherever there is one, and
-    leaves an action only for a better one, so that ties cannot make it go round in circles.
+    leaves an action only for a better one, so that ties cannot make it go round in circles. Where with
+    gamma = 1 steps cost nothing, circles may be worth as much as the way to the goal, and then it is given up.
 
     Source: Howard 1960; Sutton & Barto 2018, section 4.3.
 
@@ -121,6 +122,8 @@ def policy_iteration(mdp: MDP, *, gamma: float, max_improvements: int = 1000) ->
 
 def value_iteration(mdp: MDP, *, gamma: float, tolerance: float = 1e-10, max_sweeps: int = 100_000) -> Plan:
     """Back optimal values up until they stay: V <- max_a (R + gamma * P V), and act greedily.
+
+    With gamma = 1, and steps that cost nothing, the values are right, but the policy may go round in circles.
 
     Source: Bellman 1957; Sutton & Barto 2018, section 4.4.
 

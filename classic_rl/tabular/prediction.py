@@ -22,7 +22,7 @@ Bools = NDArray[np.bool_]
 class Episodes:
     """Episodes of one policy, padded at their end.
 
-    states: s_0 to the state after the last step; what follows is not read. [N, T + 1]
+    states: s_0 to the state after the last step; what follows may be any states, and never counts. [N, T + 1]
     rewards: r_t, reward of the step from s_t. [N, T]
     lengths: steps of each episode, at least 1. [N]
     terminated: whether the last step terminated; if not, it was truncated, and bootstraps. [N]

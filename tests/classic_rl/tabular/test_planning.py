@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
+from classic_rl.gridworld import GridWorld
 from classic_rl.tabular import mdp as bellman
 from classic_rl.tabular.mdp import MDP, mdp_from_arrays, mdp_from_env
 from classic_rl.tabular.planning import (
@@ -140,6 +141,14 @@ def test_a_policy_that_never_ends_has_no_values_without_a_discount():
         assert evaluate(circle, np.ones((1, 1)), gamma=0.5) == pytest.approx(2)
     with pytest.raises(ArithmeticError, match="Use gamma < 1"):
         value_iteration(circle, gamma=1.0, max_sweeps=1000)
+
+
+def test_without_a_discount_steps_that_cost_nothing_have_values_but_no_policy_that_is_sure_to_arrive():
+    free = mdp_from_env(GridWorld(rows=3, columns=3, obstacles=0, step_cost=0.0))
+    assert_allclose(value_iteration(free, gamma=1.0).values[:-1], 1.0)
+    with pytest.raises(ArithmeticError, match="this policy or MDP never ends. Use gamma < 1"):
+        policy_iteration(free, gamma=1.0)
+    assert start_value(free, policy_iteration(free, gamma=0.99).values) == pytest.approx(0.99**3)
 
 
 def test_what_is_no_mdp_is_refused_with_the_way_out():
