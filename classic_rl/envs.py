@@ -117,8 +117,9 @@ class Stepper:
         seeds = [seed] if isinstance(seed, int) else seed
         self.envs, self.num_envs = envs, envs.num_envs
         self._mode = _mode_of(envs)
-        # Only such environments show their generators before a reset, and can be begun again.
-        self._sync = envs if isinstance(envs, SyncVectorEnv) and self._mode is AutoresetMode.DISABLED else None
+        # Only such environments show their generators before a reset, and can be begun again. What is derived of their
+        # class may step in a way of its own.
+        self._sync = envs if type(envs) is SyncVectorEnv and self._mode is AutoresetMode.DISABLED else None
         _check_arrays(envs.single_observation_space, "observation")
         _check_arrays(envs.single_action_space, "action")
         self._block = self.num_envs // len(seeds)
@@ -138,7 +139,7 @@ class Stepper:
         seen, rewards, terminated, truncated, infos = step(actions)
         seen = np.array(seen, dtype=self.obs.dtype)  # a copy: environments may write into what they gave
         ended, valid = terminated | truncated, ~fresh
-        self._count(infos.get(TRUE_REWARD, rewards) if self._sync else rewards, valid, actions)
+        self._count(_true_rewards(rewards, infos), valid, actions)
         next_obs = self.obs = seen
         if np.count_nonzero(ended):
             self._note(ended)
@@ -173,7 +174,9 @@ class Stepper:
         did = [env.step(action) for env, action in zip(self._sync.envs, actions, strict=True)]
         seen, rewards, terminated, truncated, infos = zip(*did, strict=True)
         gave = np.array(rewards, dtype=np.float64)
-        told = {TRUE_REWARD: np.array([info[TRUE_REWARD] for info in infos])} if TRUE_REWARD in infos[0] else {}
+        told: dict[str, Any] = {}
+        if TRUE_REWARD in infos[0]:
+            told = {TRUE_REWARD: np.array([info[TRUE_REWARD] for info in infos]), f"_{TRUE_REWARD}": True}
         return seen, gave, np.array(terminated, dtype=np.bool_), np.array(truncated, dtype=np.bool_), told
 
     def _reset(self, seeds: list[int]) -> np.ndarray:
@@ -279,6 +282,15 @@ class Stepper:
         self.obs[index], self._origins[index], self._done[index] = obs, origin, done
         self._returns[index], self._lengths[index] = total, len(done)
         return True
+
+
+def _true_rewards(rewards: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
+    """Return what the environments gave before a wrapper changed it. [N]"""
+    for told in (infos, infos.get("final_info", {})):  # in SAME_STEP the latter is of who ended
+        if TRUE_REWARD in told:
+            # In a vector's infos `_key` is who told `key`.
+            rewards = np.where(told[f"_{TRUE_REWARD}"], told[TRUE_REWARD], rewards)
+    return rewards
 
 
 def _seeds(entropy: int | list[int], count: int) -> list[int]:

@@ -87,6 +87,21 @@ def test_make_envs_never_gives_the_native_vector_environment_of_an_id():
     assert envs.metadata["autoreset_mode"] is AutoresetMode.DISABLED
 
 
+class Doubled(SyncVectorEnv):
+    """Pays twice what its environments do."""
+
+    def step(self, actions):
+        obs, rewards, *rest = super().step(actions)
+        return obs, 2 * rewards, *rest
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_vector_with_a_step_of_its_own_is_stepped_by_it(mode):
+    stepper = Stepper(Doubled([lambda: Counter(3)], autoreset_mode=mode), seed=0)
+    assert [step.rewards[0] for step in walk(stepper, 3)] == [2.0, 4.0, 6.0]
+    assert stepper.latest[0][0] == Episode(12.0, 3)
+
+
 def test_gymnasiums_native_cart_poles_are_stepped_and_no_row_of_a_reset_counts():
     native = gymnasium.make_vec("CartPole-v1", 4)
     assert not isinstance(native.unwrapped, SyncVectorEnv)

@@ -9,11 +9,12 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from classic_rl.envs import Stepper, make_envs
+from classic_rl.envs import Episode, Stepper, make_envs
 from classic_rl.gridworld import ID, GridWorld
 from classic_rl.shaping import POTENTIALS, PotentialShaping, energy_of_the_car, shaped, shaping_reward
 from classic_rl.tabular.behaviour import EpsilonGreedy
@@ -21,6 +22,7 @@ from classic_rl.tabular.control import QLearning
 from classic_rl.tabular.mdp import MDP, mdp_from_env
 from classic_rl.tabular.planning import policy_iteration
 from classic_rl.tabular.stepping import make_stepper
+from tests.classic_rl.counting import Counter
 from tests.classic_rl.tabular.mdps import random_mdp
 
 
@@ -183,6 +185,20 @@ def test_returns_are_counted_by_the_true_rewards_and_what_is_learned_from_is_sha
     changed, other = played(shaped("MountainCar-v0", gamma=0.99), seed=0, steps=250)
     assert one.metrics() == other.metrics() and one.metrics()["episode/return"] == -200
     assert set(plain) == {-3.0} and len(set(changed)) == len(changed)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
+def test_returns_of_vectors_that_reset_by_themselves_are_counted_by_the_true_rewards_too(kind, mode):
+    def make():
+        return PotentialShaping(Counter(3, 4), lambda observation: 100.0 + observation[0], gamma=0.5)
+
+    envs = kind([make, make], autoreset_mode=mode)
+    stepper = Stepper(envs, 0)
+    rows = [stepper.step(np.zeros(2, dtype=np.int64)) for _ in range(9)]
+    envs.close()
+    assert set(stepper.latest[0]) == {Episode(1.0 + 2.0 + 3.0, 3)} and stepper.episodes >= 4
+    assert rows[0].rewards.tolist() == [1.0 + 0.5 * 101.0 - 100.0] * 2  # what is learned from
 
 
 def test_of_two_wrappers_the_inner_one_knows_the_true_reward():

@@ -146,7 +146,7 @@ def test_a_policy_that_never_ends_has_no_values_without_a_discount():
 def test_without_a_discount_steps_that_cost_nothing_have_values_but_no_policy_that_is_sure_to_arrive():
     free = mdp_from_env(GridWorld(rows=3, columns=3, obstacles=0, step_cost=0.0))
     assert_allclose(value_iteration(free, gamma=1.0).values[:-1], 1.0)
-    with pytest.raises(ArithmeticError, match="this policy or MDP never ends. Use gamma < 1"):
+    with pytest.raises(ArithmeticError, match="this policy or MDP never ends"):
         policy_iteration(free, gamma=1.0)
     assert start_value(free, policy_iteration(free, gamma=0.99).values) == pytest.approx(0.99**3)
 
