@@ -261,7 +261,8 @@ class Rollout:
 
     features: [N, T, ...]
     actions: as drawn. [N, T] or [N, T, D]
-    rewards: float32. [N, T]
+    rewards: float32, what is learned from. [N, T]
+    true_rewards: float32, as they were before any wrapper changed them. [N, T]
     terminated, truncated: bool, in Gymnasium's sense. [N, T]
     valid: bool; False where nothing was done that could be learned from. [N, T]
     cut: bool, steps whose successor `features` do not show: truncated ones, and the last where still open. [N, T]
@@ -271,6 +272,7 @@ class Rollout:
     features: Tensor
     actions: Tensor
     rewards: Tensor
+    true_rewards: Tensor
     terminated: Tensor
     truncated: Tensor
     valid: Tensor
@@ -317,9 +319,9 @@ def play(policy: Actor, stepper: Stepper, noise: Iterable[np.ndarray]) -> Iterat
 def rollout_of(policy: Actor, played: Sequence[Played]) -> Rollout:
     """Lay steps out by environment, time last, and let the policy watch what it saw."""
     features, actions, steps = zip(*played, strict=True)
-    rewards, terminated, truncated, valid = (
+    rewards, true_rewards, terminated, truncated, valid = (
         np.stack([getattr(step, name) for step in steps], axis=1)
-        for name in ("rewards", "terminated", "truncated", "valid")
+        for name in ("rewards", "true_rewards", "terminated", "truncated", "valid")
     )
     cut = truncated.copy()
     cut[:, -1] |= ~terminated[:, -1]
@@ -328,8 +330,9 @@ def rollout_of(policy: Actor, played: Sequence[Played]) -> Rollout:
     cut_features = np.stack(hidden) if hidden else features[0][:0]
     # After the rollout: what was acted on is what is learned from.
     policy.watch([step.obs for step in steps], valid)
-    arrays = [np.stack(features, axis=1), np.stack(actions, axis=1), rewards, terminated, truncated, valid, cut]
-    return Rollout(*(torch.from_numpy(np.ascontiguousarray(array)) for array in (*arrays, cut_features)))
+    seen, done = np.stack(features, axis=1), np.stack(actions, axis=1)
+    arrays = (seen, done, rewards, true_rewards, terminated, truncated, valid, cut, cut_features)
+    return Rollout(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 
 @dataclass

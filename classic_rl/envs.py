@@ -73,7 +73,8 @@ class Transition(NamedTuple):
 
     obs: what was acted on. [N, ...]
     actions: what was done. [N, ...]
-    rewards: float32. [N]
+    rewards: float32, what is learned from. [N]
+    true_rewards: float32, as they were before any wrapper changed them. [N]
     next_obs: what that led to; where an episode ended, its last observation, not the first of the next. [N, ...]
     terminated: bool, the task ended: no future. [N]
     truncated: bool, a limit cut the episode, which had a future; never with `terminated`. [N]
@@ -83,6 +84,7 @@ class Transition(NamedTuple):
     obs: np.ndarray
     actions: np.ndarray
     rewards: np.ndarray
+    true_rewards: np.ndarray
     next_obs: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
@@ -139,14 +141,16 @@ class Stepper:
         seen, rewards, terminated, truncated, infos = step(actions)
         seen = np.array(seen, dtype=self.obs.dtype)  # a copy: environments may write into what they gave
         ended, valid = terminated | truncated, ~fresh
-        self._count(_true_rewards(rewards, infos), valid, actions)
+        earned = _true_rewards(rewards, infos)
+        self._count(earned, valid, actions)
         next_obs = self.obs = seen
         if np.count_nonzero(ended):
             self._note(ended)
             next_obs, self.obs = self._after_an_end(seen, ended, infos)
             truncated = truncated & ~terminated
         self._fresh = ended if self._mode is AutoresetMode.NEXT_STEP else fresh
-        return Transition(obs, actions, rewards.astype(np.float32), next_obs, terminated, truncated, valid)
+        rewards, earned = rewards.astype(np.float32), earned.astype(np.float32)
+        return Transition(obs, actions, rewards, earned, next_obs, terminated, truncated, valid)
 
     def restart(self) -> None:
         """Leave the open episodes, which then count nowhere, and begin new ones in all environments."""

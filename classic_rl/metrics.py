@@ -5,7 +5,7 @@ The figures of an update are over all its minibatches together.
 
 METRICS: dict[str, str] = {
     "episode/return": "mean undiscounted sum of rewards of the latest 100 episodes, as they were before any shaping; "
-    "REINFORCE and tables: of the step's episodes, of what was learned from",
+    "REINFORCE and tables: of the step's episodes; tables: of what was learned from",
     "episode/length": "mean over the same episodes of their steps",
     "episode/count": "episodes that ended since the start",
     "steps/total": "environment steps since the start, all environments together; none from a learned model",

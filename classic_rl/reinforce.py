@@ -76,7 +76,7 @@ class REINFORCE(Agent[ActorCritic]):
         entropy = masked_mean(entropies, counts)
         norm = self.optimizer.step(policy - config.entropy_coef * entropy, learning_rate=rate)
         return {
-            "episode/return": torch.where(counts, rollout.rewards, 0.0).sum(dim=1).mean().item(),
+            "episode/return": torch.where(counts, rollout.true_rewards, 0.0).sum(dim=1).mean().item(),
             "episode/length": counts.sum(dim=1).float().mean().item(),
             "loss/policy": policy.item(),
             "policy/entropy": entropy.item(),

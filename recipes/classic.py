@@ -98,7 +98,7 @@ class Options(Generic[Config]):
     rewards: Rewards = "true"
     """What is learned from: the true rewards, or shaped ones, to which comes the change of a potential that is known
     for the environment (MountainCar-v0: the energy of the car). It shows the way to the goal and leaves the best
-    policy as it is. Returns shown are of the true rewards, but for those of reinforce while it learns."""
+    policy as it is. Returns shown are of the true rewards."""
     measure: MeasureOptions = field(default_factory=MeasureOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
@@ -190,8 +190,7 @@ def remarks(kind: str, options: Options[Any]) -> Iterator[str]:
         names = ", ".join(known)
         yield f"no settings of {kind} are known to solve {options.env}, so general ones hold (known: {names})"
     if options.rewards == "shaped":
-        measured = "evaluations" if kind == "reinforce" else "returns"
-        yield f"learning from shaped rewards, while {measured} are of the true ones (--rewards true learns from those)"
+        yield "learning from shaped rewards, while returns are of the true ones (--rewards true learns from those)"
     elif options.env in shaped:
         yield f"the settings of {kind} for {options.env} are for --rewards shaped, and may learn nothing without"
 

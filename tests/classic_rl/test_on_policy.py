@@ -78,6 +78,14 @@ def test_an_agent_resumed_from_a_checkpoint_goes_on_bitwise(kind, env, changes, 
     assert torch.equal(weights(one), weights(other)) and one.step == other.step == one.total_steps == 8
 
 
+def test_reinforce_learns_from_shaped_rewards_and_tells_the_true_ones():
+    agent = small("reinforce", shaped("MountainCar-v0", gamma=0.99))
+    told = [metrics["episode/return"] for metrics in agent.learn(env_steps=3 * 120)]
+    assert told == [-60.0, -60.0]  # each step costs 1, and an episode is cut after 60
+    rollout = agent.player.play_episodes(10)
+    assert (rollout.true_rewards == -1).all() and (rollout.rewards != -1).all()
+
+
 @pytest.mark.parametrize(("kind", "env", "changes"), VARIANTS)
 def test_every_metric_of_an_agent_is_finite_and_has_its_meaning_written_down(kind, env, changes):
     for metrics in small(kind, env, **changes).learn():
