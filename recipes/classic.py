@@ -99,8 +99,8 @@ class Options(Generic[Config]):
     """What is learned from: the true rewards, or shaped ones, to which comes the change of a potential that is known
     for the environment (MountainCar-v0: the energy of the car). It shows the way to the goal and leaves the best
     policy as it is. Returns shown are of the true rewards."""
-    measure: MeasureOptions = field(default_factory=MeasureOptions)
-    run: RunOptions = field(default_factory=RunOptions)
+    measure: tyro.conf.OmitArgPrefixes[MeasureOptions] = field(default_factory=MeasureOptions)
+    run: tyro.conf.OmitArgPrefixes[RunOptions] = field(default_factory=RunOptions)
 
 
 @dataclass(frozen=True)
@@ -362,8 +362,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run `align classic` and exit with its code."""
     word, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if word in AGENTS:
-        options = Options[AGENTS[word].config]
-        recipe(f"align classic {word}", options, partial(train, word), partial(defaults, word))(rest)
+        config: Any = AGENTS[word].config
+        # Without the parts that DQN's settings are in, their names would say too little: --target.every is not --every.
+        named = config is DQNConfig
+        options = Options[Annotated[config, tyro.conf.arg(name="")] if named else config]
+        recipe(f"align classic {word}", options, partial(train, word), partial(defaults, word), prefixes=named)(rest)
     elif word == "eval":
         recipe("align classic eval", EvalOptions, measure)(rest)
     elif word in ("-h", "--help", "help"):

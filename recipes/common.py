@@ -69,6 +69,8 @@ def recipe(
     options: Callable[..., T],
     train: Callable[[T, Sequence[str]], int],
     defaults: Callable[[Sequence[str]], T] | None = None,
+    *,
+    prefixes: bool = False,
 ) -> Callable[..., None]:
     """Make the `main` of a recipe: parse its dataclass of options, train, and exit with the code that it returns.
 
@@ -77,13 +79,14 @@ def recipe(
         options: the dataclass; a misspelt option is refused with the nearest name.
         train: called with the options and the words of the command line that gave them.
         defaults: gives the options that hold where nothing else is said, from the words of the command line.
+        prefixes: whether an option of a part is named by it, as --target.every; else it is --every.
     """
 
     def main(arguments: Sequence[str] | None = None) -> None:
         import tyro
 
         given = list(sys.argv[1:] if arguments is None else arguments)
-        style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+        style = (tyro.conf.FlagCreatePairsOff, *(() if prefixes else (tyro.conf.OmitArgPrefixes,)))
         default: dict[str, Any] = {"default": defaults(given)} if defaults else {}
         parsed = tyro.cli(options, prog=program, args=given, config=style, **default)
         with errors_in_one_line():

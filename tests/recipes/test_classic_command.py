@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -59,6 +60,19 @@ def test_the_environment_gives_the_defaults_and_one_without_settings_is_told(ali
     words = ("--env", "Blackjack-v1", *TWO_STEPS["dqn"][2:], "--directory", tmp_path / "run")
     said = align("classic", "dqn", *words, code=2)
     assert "no settings of dqn are known to solve Blackjack-v1" in said and "space of observations, got Tuple" in said
+
+
+def test_settings_of_dqns_parts_are_named_by_them_as_in_the_findings_and_no_others(align: Align, tmp_path: Path):
+    words = ("--target.every", 5, "--exploration.end", 0.2, "--replay.n-step", 2, "--directory", tmp_path / "run")
+    align("classic", "dqn", *TWO_STEPS["dqn"], *words)
+    told = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert (told["target"]["every"], told["exploration"]["end"], told["replay"]["n_step"]) == (5, 0.2, 2)
+    shown = {agent: align("classic", agent, "--env", "CartPole-v1", "--help") for agent in ("dqn", "ppo")}
+    options = {agent: set(re.findall(r"--[a-z.-]+", words)) for agent, words in shown.items()}
+    parts = {option.split(".")[0] for option in options["dqn"] if "." in option}
+    assert parts == {"--target", "--exploration", "--replay"}
+    assert {"--hidden", "--seed", "--save-every", "--eval-episodes"} < options["dqn"] & options["ppo"]
+    assert not any("." in option for option in options["ppo"])
 
 
 CAR = ("--env", "MountainCar-v0", *ROLLOUTS[2:])

@@ -31,7 +31,7 @@ SHAPED_PPO = ("classic", "ppo", "--env", "MountainCar-v0", "--rewards", "shaped"
               "--num-envs", 4, "--rollout-steps", 16, "--epochs", 2)  # fmt: skip
 CLASSIC_DQN = ("classic", "dqn", "--env", "CartPole-v1", "--eval-episodes", 2, "--hidden", 8, "--num-envs", 2,
                "--report-every", 20, "--learning-starts", 20, "--batch-size", 8, "--train-every", 4,
-               "--capacity", 90)  # fmt: skip
+               "--replay.capacity", 90)  # fmt: skip
 ENV_STEPS = {"ppo": 64, "dqn": 20}
 """Of a step of the two."""
 
@@ -54,8 +54,10 @@ COMMANDS = {
     "reward lora": (*REWARD, *LORA),
     "classic ppo": CLASSIC_PPO,
     "classic ppo, shaped": SHAPED_PPO,
-    "classic dqn": (*CLASSIC_DQN, "--n-step", 1, "--priority-exponent", 0),
-    "classic dqn, all of it": (*CLASSIC_DQN, "--dueling", "--n-step", 3, "--priority-exponent", 0.6, "--rate", 0.05),
+    "classic dqn": (*CLASSIC_DQN, "--replay.n-step", 1, "--replay.priority-exponent", 0),
+    "classic dqn, all of it": (
+        *CLASSIC_DQN, "--dueling", "--replay.n-step", 3, "--replay.priority-exponent", 0.6, "--target.rate", 0.05
+    ),
 }  # fmt: skip
 
 
