@@ -44,19 +44,25 @@ def train(options: Options, command: Sequence[str]) -> int:
     if not options.run.quiet:
         for words in remarks("ppo", settings):
             print(words)
+    latest: list[float] = []
+
+    def measured() -> dict[str, float]:
+        latest[:] = returns(agents, options)
+        return over_seeds(latest)
+
     result = execute(
         agents,
         options.run.resolve(f"ppo-seeds-{options.env.split(':')[-1].replace('/', '-')}"),
         options.run,
         config={**config_of("ppo", settings), "seeds": options.seeds},
         command=command,
-        evaluate=lambda: over_seeds(returns(agents, options)),
+        evaluate=measured,
     )
     if result.finished:
         for seed, policy in zip(agents.seeds, agents.policies, strict=True):
             policy.save(result.directory.final / f"seed-{seed}", "ppo")
         if not options.run.quiet:
-            show(returns(agents, options), options)
+            show(latest or returns(agents, options), options)  # a run that was finished before measures nothing
             print(f"the policies: {result.directory.final}/seed-N")
     return result.exit_code
 

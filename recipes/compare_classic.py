@@ -12,9 +12,19 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from recipes.classic import AGENTS, MeasureOptions, check_env, config_of, length_of, options_of, run_agent
+from recipes.classic import (
+    AGENTS,
+    MeasureOptions,
+    check_env,
+    config_of,
+    learner,
+    length_of,
+    options_of,
+    run_agent,
+)
+from recipes.classic import Options as AgentOptions
 from recipes.common import recipe
 
 if TYPE_CHECKING:
@@ -60,37 +70,45 @@ def train(options: Options, command: Sequence[str]) -> int:
     from recipes.pictures import pyplot
 
     check_env(options.env)
-    pyplot()  # an hour of runs must not end in a missing package
+    # An hour of runs must not end in a missing package, nor in an agent that cannot learn this.
+    pyplot()
+    runs = [(seed, kind, settings_of(options, kind, seed)) for seed in options.seeds for kind in options.agents]
+    for _, kind, settings in runs[: len(options.agents)]:
+        learner(kind, settings)
     outcomes: list[Outcome] = []
-    for seed in options.seeds:
-        for kind in options.agents:
-            path = options.place / kind / f"seed-{seed}"
-            if code := learn(options, kind, seed, path):
-                return code
-            outcomes.append(outcome_of(path, kind, seed))
-            print(f"seed {seed}, {kind}: return {outcomes[-1].final:.1f}, {outcomes[-1].seconds:.0f} s", flush=True)
+    for seed, kind, settings in runs:
+        if code := learn(kind, settings):
+            return code
+        outcomes.append(outcome_of(settings.run.resolve(kind), kind, seed))
+        print(f"seed {seed}, {kind}: return {outcomes[-1].final:.1f}, {outcomes[-1].seconds:.0f} s", flush=True)
     show(options, outcomes, command)
     return 0
 
 
-def learn(options: Options, kind: Name, seed: int, path: Path) -> int:
-    """Run one agent on one seed, unless that is done with the same settings, and return an exit code."""
-    from align.runs.directory import RunDirectory, plain
-
+def settings_of(options: Options, kind: str, seed: int) -> AgentOptions[Any]:
+    """Return what `align classic` is asked for to run one agent on one seed."""
     settings = options_of(kind, options.env, seed=seed, share=options.share)
-    settings = replace(
+    path = options.place / kind / f"seed-{seed}"
+    return replace(
         settings,
         measure=MeasureOptions(options.eval_episodes),
         run=replace(settings.run, directory=path, resume=True, quiet=True),
     )
-    directory = RunDirectory(path)
+
+
+def learn(kind: str, settings: AgentOptions[Any]) -> int:
+    """Run one agent on one seed, unless that is done with the same settings, and return an exit code."""
+    from align.runs.directory import RunDirectory, plain
+
+    directory = RunDirectory(settings.run.resolve(kind))
     if directory.final.exists():
         directory.check(plain(config_of(kind, settings)), resume=True)
         return 0
     length = length_of(kind)
-    words = f"align classic {kind} --env {options.env} --rewards {settings.rewards} --seed {seed}"
+    words = f"align classic {kind} --env {settings.env} --rewards {settings.rewards} --seed {settings.agent.seed}"
     words += f" --{length.replace('_', '-')} {getattr(settings.agent, length)}"
-    command = [*words.split(), "--eval-episodes", str(options.eval_episodes), "--directory", str(path)]
+    words += f" --eval-episodes {settings.measure.eval_episodes}"
+    command = [*words.split(), "--directory", str(directory.path)]
     return run_agent(kind, settings, command)[0].exit_code
 
 

@@ -95,9 +95,11 @@ def test_who_learns_from_shaped_rewards_is_told_and_measured_by_the_true_ones(tm
         (("--env", "CartPol-v1"), "did you mean 'CartPole-v1'"),
         (("--seeds", 1, 1), "each once"),
         (("--share", 0), "share must be above 0"),
-        (("--agents", "ppo", "--share", 1e-6), "at least one update"),
+        (("--agents", "reinforce", "ppo", "--share", 1e-6), "at least one update"),
+        (("--env", "Pendulum-v1", "--agents", "a2c", "dqn"), "must be Discrete"),
     ],
 )
 def test_a_comparison_that_cannot_be_is_refused(tmp_path: Path, capsys, arguments, advice):
-    assert compare(*arguments, "--directory", tmp_path) == 2
+    assert compare(*arguments, "--directory", tmp_path / "runs") == 2
     assert advice in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists(), "it was found after a run"
