@@ -54,6 +54,10 @@ class Stopwatch:
     """Processor seconds, without those spent off the clock."""
 
     def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Begin at 0."""
         self.began, self.left_out = time.process_time(), 0.0
 
     def off(self, look: Callable[[], bool]) -> bool:
@@ -273,12 +277,16 @@ def cleanrl_dqn(turn: Turn) -> float:
 
 
 def cleanrl(turn: Turn, name: str, changes: dict[str, str], outputs_of: Callable[[Any], Any]) -> float:
-    """Run a file of CleanRL with some changes, and look at its agent now and then."""
+    """Run a file of CleanRL with some changes, and look at its agent now and then.
+
+    The stopwatch starts where its own clock does: after imports, and with agent and environments made, as on all sides.
+    """
     import torch
 
     assert turn.cleanrl is not None
     text = (Path(turn.cleanrl) / "cleanrl" / name).read_text()
-    for old, new in changes.items():
+    clock = "    start_time = time.time()\n"
+    for old, new in {clock: clock + "    START()\n", **changes}.items():
         if text.count(old) != 1:
             raise ValueError(
                 f"{name} has {text.count(old)} times {old!r}: it is another version than this was made for"
@@ -307,8 +315,9 @@ def cleanrl(turn: Turn, name: str, changes: dict[str, str], outputs_of: Callable
         sys.argv = [name, "--env-id", ENV, "--seed", str(turn.seed), "--no-cuda"]
         sys.argv += ["--total-timesteps", str(turn.steps or MOST_STEPS)]
         os.chdir(directory)  # it writes its logs where it stands
+        given = {"LOOK": look, "START": watch.start}
         try:
-            exec(compile(text, str(file), "exec"), {"__name__": "__main__", "__file__": str(file), "LOOK": look})
+            exec(compile(text, str(file), "exec"), {"__name__": "__main__", "__file__": str(file), **given})
         except Solved:
             return watch.seconds
         finally:

@@ -11,8 +11,9 @@ its zoo has tuned and, in rows of their own, its defaults; for CleanRL its defau
 with one run of the peer, by the steps of all of them together. In `solve` each has its own, and plays 100 greedy
 episodes about every 2,048 steps, off the clock; CartPole is solved once their mean return is 475.
 
-CleanRL's files run as they are, but for two changes made to the text as it is read: a call at the end of an iteration,
-which looks at the agent; and in dqn.py the last observation of an episode, which Gymnasium 1.x gives in another place.
+CleanRL's files run as they are, but for three changes made to the text as it is read: a call where their own clock
+starts, which starts ours, after imports as on all sides; one at the end of an iteration, which looks at the agent; and
+in dqn.py the last observation of an episode, which Gymnasium 1.x gives in another place.
 """
 
 from __future__ import annotations
