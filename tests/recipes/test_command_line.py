@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tyro
 
+from align.config import SamplingConfig
+from recipes.options import EvalOptions, GRPOOptions, HeldOutOptions, ModelOptions, PromptOptions, RewardOptions
+from recipes.prompted import measuring
 from tests.recipes.conftest import Align, environment
 
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy", "gymnasium")
@@ -136,6 +142,23 @@ def test_eval_prints_means_with_errors_and_writes_completions(align: Align, plac
     error = (sum((value - mean) ** 2 for value in by_prompt) / 19 / 20) ** 0.5
     assert re.search(rf"letters\s+│\s+{mean:.4g}\s+│\s+{error:.4g}\s", told), told
     assert "over 20 prompts, 3 completions each" in told
+
+
+@pytest.mark.parametrize("held_out", [HeldOutOptions(), HeldOutOptions("games"), HeldOutOptions("sums", "held out")])
+def test_a_run_ends_with_the_command_that_measures_its_model_as_it_was_trained(held_out: HeldOutOptions):
+    data = PromptOptions("games", max_prompt_tokens=40, too_long="drop", chat=True, system="Be brief.")
+    reward = RewardOptions((("exact_answer", "my rules.py:brief=0.2"), ("letters",)), on_reward_error="skip")
+    trained = GRPOOptions(ModelOptions("m", trust_remote_code=True), data, reward, held_out=held_out)
+    sampling = SamplingConfig(max_new_tokens=64, temperature=0.7, top_p=0.9, top_k=20)
+    words = shlex.split(measuring(trained, sampling, Path("run/final")))
+    assert words[:2] == ["align", "eval"]
+    measured = tyro.cli(EvalOptions, args=words[2:], config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
+    if held_out.eval_data:
+        data = replace(data, data=held_out.eval_data, split=held_out.eval_split)
+    flat = RewardOptions((("exact_answer", "my rules.py:brief=0.2", "letters"),), on_reward_error="skip")
+    assert measured == EvalOptions("run/final", data, flat, trust_remote_code=True, sampling=sampling)
+    plain = GRPOOptions(ModelOptions("m"), PromptOptions("games"), RewardOptions((("letters",),)))
+    assert measuring(plain, SamplingConfig(), Path("final")) == "align eval --model final --data games --reward letters"
 
 
 def test_report_doctor_and_env_tell_of_a_run_and_of_the_machine(align: Align, tmp_path: Path):
