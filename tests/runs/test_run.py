@@ -220,6 +220,22 @@ def test_the_batch_that_an_error_brings_as_evidence_is_kept(tmp_path: Path) -> N
     assert torch.equal(kept["input_ids"], torch.arange(12).view(3, 4).t())
 
 
+def test_what_fails_while_a_failure_is_recorded_hides_neither_the_cause_nor_its_event(tmp_path: Path) -> None:
+    class Explodes(Toy):
+        def steps(self):
+            yield next(super().steps())
+            (tmp_path / "failed-step-2.safetensors").mkdir()  # no evidence can be written there
+            (tmp_path / "metrics.jsonl").write_text('{"step": 1, "optim/loss": "low"}\n')  # and no report of that
+            error = ArithmeticError("step 2: loss nan")
+            error.evidence = {"input_ids": torch.arange(12)}  # type: ignore[attr-defined]
+            raise error
+
+    with pytest.raises(ArithmeticError, match="step 2: loss nan"):
+        go(tmp_path, Explodes())
+    last = RunDirectory(tmp_path).read("events.jsonl")[-1]
+    assert (last["kind"], last["words"]) == ("error", "ArithmeticError: step 2: loss nan")
+
+
 def test_a_metric_that_is_not_finite_is_written_as_null_and_told(tmp_path: Path) -> None:
     console = Console(file=StringIO(), width=200)
     go(tmp_path, Toy(nan_at=4), console=console)
