@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from align.runs.health import RULES, HealthWatch, findings
+from align.runs.readings import Finding, Readings
 
 History = list[dict[str, float]]
 
@@ -194,7 +195,7 @@ def test_metrics_in_any_number_and_order_never_break_a_rule() -> None:
         ]
         for line in history:
             line.pop("step", None)
-        findings(history)
+        assert not [finding for finding in findings(history) if finding.name.startswith("rule fails")]
 
 
 def test_a_critic_is_given_time_and_one_good_rollout_in_five_and_blamed_for_no_chance() -> None:
@@ -206,3 +207,15 @@ def test_a_critic_is_given_time_and_one_good_rollout_in_five_and_blamed_for_no_c
     solved = once_a_rollout(lambda step: 0.3 if step < 120 else -0.5)  # its spread is gone by then
     for history in (learned, now_and_then, solved):
         assert findings(history) == []
+
+
+def test_a_rule_that_fails_is_told_once_and_ends_neither_the_watch_nor_the_other_rules() -> None:
+    def share_of_nothing(readings: Readings) -> list[Finding]:
+        return [Finding("share", f"{1 / len(readings.recent('none'))}", "", readings.step)]
+
+    watch = HealthWatch([share_of_nothing, *RULES])
+    said = [finding for line in changed("group/silent", lambda step: 0.9) for finding in watch.update(line)]
+    assert [(finding.name, finding.step) for finding in said] == [
+        ("rule fails: share of nothing", 1), ("groups without signal", 20),
+    ]  # fmt: skip
+    assert "failed at step 1: ZeroDivisionError: division by zero" in said[0].words
