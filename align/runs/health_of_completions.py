@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from statistics import fmean
+from itertools import pairwise
+from statistics import fmean, median
 
-from align.runs.readings import PATIENCE, WINDOW, Finding, Readings, Rule, reward_gain
+from align.runs.readings import PATIENCE, WINDOW, Finding, Readings, Rule, best_stretch, reward_gain
 
 MOST_GROUPS = 0.6
 MOST_COMPLETIONS = 0.5
 LARGE_KL = 1.0  # nats per token; a useful policy stays within a few tenths
 LARGE_GAP = 0.05  # nats per token; 1e-5 in float32, about 0.01 between bfloat16 kernels
 FAR_WEIGHT, LARGE_CUT = 0.5, 0.1
+RISEN, LOST = 0.5, 0.25  # of the spread of the first rewards
+EVALUATIONS = 3
+MOST_REPEATED = 0.5  # of n-grams
 
 _STATISTICS = {"mean", "std", "min", "max"}
 
@@ -86,7 +91,7 @@ def _silent_parts(readings: Readings) -> Iterable[Finding]:
     names = [name for name in readings.latest if name.startswith("reward/") and name.split("/")[1] not in _STATISTICS]
     for name in names:
         values = readings.last(name)
-        if values and not any(values):
+        if values and not any(values) and not _is_penalty(name, readings):
             part = name.removeprefix("reward/")
             yield Finding(
                 f"reward part never fires: {part}",
@@ -94,6 +99,12 @@ def _silent_parts(readings: Readings) -> Iterable[Finding]:
                 "Read some completions: is it out of reach, or does it look for a form that the model never writes?",
                 readings.step,
             )
+
+
+def _is_penalty(name: str, readings: Readings) -> bool:
+    """Whether a part is at its best at 0: it is called a penalty, or was below 0 and never above."""
+    values = readings.first(name) + readings.recent(name)
+    return "penalty" in name or min(values) < 0 == max(values)
 
 
 def _flat_reward(readings: Readings) -> Iterable[Finding]:
@@ -110,6 +121,46 @@ def _flat_reward(readings: Readings) -> Iterable[Finding]:
         )
 
 
+def _held_out_falls(readings: Readings) -> Iterable[Finding]:
+    measured, rewards = readings.recent("eval/reward/mean"), readings.recent("reward/mean")
+    start, spread = readings.first("reward/mean"), readings.first("reward/std")
+    if len(measured) <= EVALUATIONS or len(rewards) < WINDOW or not spread or reward_gain(readings, WINDOW) < RISEN:
+        return
+    trained, now, fell = fmean(rewards[-WINDOW:]), fmean(measured[-EVALUATIONS:]), _fallen(measured, EVALUATIONS)
+    # Evaluations scatter, the more the fewer prompts they have; from how far one lies off its neighbours, by how much.
+    changes = [after - before for before, after in pairwise(measured)]
+    scatter = 1.5 * median(abs(after - before) for before, after in pairwise(changes)) / math.sqrt(6)
+    # What is lost in training as well is no riddle.
+    if fell > max(LOST * fmean(spread), 4 * scatter) + _fallen(rewards, WINDOW):
+        yield Finding(
+            "held-out reward falls",
+            f"The mean reward rose from {fmean(start):.3g} in the first {WINDOW} steps to {trained:.3g} in "
+            f"{readings.span}, but on held-out data it fell from {now + fell:.3g} to {now:.3g} (means of the best and "
+            f"last {EVALUATIONS} evaluations): what is learned holds for the prompts of the training alone.",
+            "Take more prompts, end at the best evaluation (steps), lower learning_rate or raise kl_coef.",
+            readings.step,
+        )
+
+
+def _fallen(values: list[float], count: int) -> float:
+    """How far the mean of the last `count` values lies below the highest of so many in a row."""
+    at = best_stretch(values, count)
+    return fmean(values[at : at + count]) - fmean(values[-count:])
+
+
+def _repetition(readings: Readings) -> Iterable[Finding]:
+    values = readings.last("reward/repetition_penalty", 10)
+    if values and -fmean(values) > MOST_REPEATED:
+        yield Finding(
+            "completions repeat themselves",
+            f"{-fmean(values):.0%} of the n-grams of a completion had come before in it, in the mean over the last 10 "
+            f"steps (step {readings.step}).",
+            "Read the completions; give repetition_penalty more weight, lower learning_rate or raise kl_coef. If the "
+            "model began so, see that demonstrations end with the EOS token.",
+            readings.step,
+        )
+
+
 RULES: list[Rule] = [
     _silent_groups,
     _truncation,
@@ -118,4 +169,6 @@ RULES: list[Rule] = [
     _far_sampler,
     _silent_parts,
     _flat_reward,
+    _held_out_falls,
+    _repetition,
 ]
