@@ -16,7 +16,17 @@ import pytest
 import tyro
 
 from align.config import SamplingConfig
-from recipes.options import EvalOptions, GRPOOptions, HeldOutOptions, ModelOptions, PromptOptions, RewardOptions
+from recipes.common import RunOptions
+from recipes.options import (
+    CLIP_BOUNDS,
+    EvalOptions,
+    GRPOOptions,
+    HeldOutOptions,
+    ModelOptions,
+    PromptOptions,
+    RewardOptions,
+    grpo_defaults,
+)
 from recipes.prompted import measuring
 from tests.recipes.conftest import Align, environment
 
@@ -118,6 +128,24 @@ def test_a_directory_is_neither_overwritten_nor_resumed_with_other_options_or_da
     assert "grpo.sampling.temperature: 1.0 -> 2.0" in told
     (place / "own.jsonl").write_text('{"prompt": "1+2=", "answer": "3"}')
     assert "fingerprint.data" in align(*arguments, "--resume", code=2)
+
+
+def test_what_is_resumed_is_the_newest_run_of_the_command_and_of_no_other(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("ppo-20250101-000000", "ppo-20250102-120000", "ppo-CartPole-v1-20250103-000000", "ppo-long"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    assert RunOptions(resume=True).resolve("ppo") == Path("runs/ppo-20250102-120000")
+    assert RunOptions(resume=True).resolve("ppo-CartPole-v1") == Path("runs/ppo-CartPole-v1-20250103-000000")
+    with pytest.raises(ValueError, match="no run of grpo"):
+        RunOptions(resume=True).resolve("grpo")
+
+
+def test_of_an_option_that_is_given_twice_the_last_decides_on_the_defaults_too():
+    arguments = ["--loss", "dapo", "--loss=gspo", "--model", "m", "--data", "d", "--reward", "r"]
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    options = tyro.cli(GRPOOptions, args=arguments, default=grpo_defaults(arguments), config=config)
+    assert options.objective.loss == "gspo"
+    assert (options.grpo.clip_low, options.grpo.clip_high) == CLIP_BOUNDS["gspo"]
 
 
 def test_what_the_model_would_do_to_sampling_is_said_and_not_followed(align: Align, place: Path, tmp_path: Path):
