@@ -21,7 +21,7 @@ from align.isolated import isolated
 from align.judge import judge
 from align.math_answer import math_answer
 from align.rewards import Reward, RewardError, RewardFunction
-from align.rows import nearest
+from align.rows import nearest, no_such_folder
 from align.text_penalties import repetition_penalty, script_penalty
 from align.verifiable import exact_answer, numeric_answer, regex_format, soft_overlong
 
@@ -76,11 +76,9 @@ def _learned(path: str) -> Reward:
     """
     from align.reward_head import check_reward_model
 
+    if told := no_such_folder(path):
+        raise RewardError(f"{MODEL}{path}: {told}")
     folder = Path(path).expanduser()
-    local = folder.is_absolute() or path.startswith((".", "~")) or (folder.parent != Path() and folder.parent.is_dir())
-    if local and not folder.is_dir():
-        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise RewardError(f"{MODEL}{path}: no such folder{nearest(folder.name, siblings)}")
     place = str(folder) if folder.exists() else path
     try:
         check_reward_model(place)

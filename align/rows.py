@@ -97,6 +97,16 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def no_such_folder(place: str) -> str:
+    """Say that a folder is not there and what was probably meant; nothing where it is, or for what may be a hub id."""
+    path = Path(place).expanduser()
+    local = path.is_absolute() or place.startswith((".", "~")) or (path.parent != Path() and path.parent.is_dir())
+    if not local or path.is_dir():
+        return ""
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return f"no such folder{nearest(path.name, siblings)}"
+
+
 def kind(value: object) -> str:
     """Name the type of a value in JSON's words."""
     words = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}

@@ -58,7 +58,8 @@ class RunOptions:
             return self.directory
         if not self.resume:
             return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        runs = sorted(Path("runs").glob(f"{name}-*"))
+        digit = "[0-9]"  # `ppo` must not go on with ppo-CartPole-v1-...
+        runs = sorted(Path("runs").glob(f"{name}-{digit * 8}-{digit * 6}"))
         if not runs:
             raise ValueError(f"there is no run of {name} under runs/ to resume: name one with --directory")
         return runs[-1]
@@ -96,9 +97,9 @@ def recipe(
 
 
 def word_after(arguments: Sequence[str], option: str) -> str | None:
-    """Return what a command line gives for an option, as in --loss gspo or --loss=gspo; None where it gives nothing."""
+    """Return what a command line gives for an option, as in --loss gspo or --loss=gspo; the last counts."""
     words = [part for word in arguments for part in word.split("=", 1)]
-    return next((after for word, after in pairwise(words) if word == option), None)
+    return dict(pairwise(words)).get(option)
 
 
 def launched(program: str) -> list[str]:

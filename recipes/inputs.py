@@ -20,7 +20,7 @@ from align.mixture import Rows, mix
 from align.models import add_lora, load_model, load_tokenizer
 from align.reward_head import RewardModel, load_reward_model
 from align.rewards import Reward, RewardError, check_rewards
-from align.rows import DataError, nearest
+from align.rows import DataError, nearest, no_such_folder
 from recipes import numbers_game, word_problems
 
 if TYPE_CHECKING:
@@ -244,11 +244,8 @@ def sampling_habits(model: nn.Module) -> dict[str, Any]:
 
 def check_folder(model: str, option: str = "--model") -> None:
     """Refuse a mistyped folder before it is looked up on the hub as an id."""
-    path = Path(model).expanduser()
-    local = path.is_absolute() or model.startswith((".", "~")) or (path.parent != Path() and path.parent.is_dir())
-    if local and not path.exists():
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ValueError(f"{option} {model}: no such folder{nearest(path.name, siblings)}")
+    if told := no_such_folder(model):
+        raise ValueError(f"{option} {model}: {told}")
 
 
 @contextmanager

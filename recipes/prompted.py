@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from recipes import inputs
 from recipes.common import claim_directory, execute, make_accelerator, save_result, tell
 
 if TYPE_CHECKING:
+    from align.config import SamplingConfig
     from align.grpo import GRPO
     from align.ppo import PPO
     from recipes.options import GRPOOptions, PPOOptions, PromptOptions
@@ -78,18 +79,27 @@ def train_on_prompts(
         if save_more and accelerator.is_main_process:
             save_more(algorithm, result.directory.final)
         say(f"Model: {result.directory.final}")
-        say(f"Measure it: {measuring(options, algorithm.config.sampling.max_new_tokens, result.directory.final)}")
+        say(f"Measure it: {measuring(options, algorithm.config.sampling, result.directory.final)}")
     return result.exit_code
 
 
-def measuring(options: GRPOOptions | PPOOptions, max_new_tokens: int, model: Path) -> str:
-    """Return the command that measures a model as it was trained."""
+def measuring(options: GRPOOptions | PPOOptions, sampling: SamplingConfig, model: Path) -> str:
+    """Return the command that measures a model as its run did, without held-out data on what it learned from."""
     data = held_out_of(options) or options.data
-    words = ["align", "eval", "--model", str(model), "--data", data.data]
-    words += ["--reward", *(name for names in options.reward.rewards for name in names)]
-    words += ["--max-new-tokens", str(max_new_tokens)]
-    words += ["--chat"] if data.chat else []
-    return shlex.join(words + (["--system", data.system] if data.system else []))
+    words = ["align", "eval", "--model", str(model), "--data", data.data, *given(data)]
+    words += ["--reward", *(name for names in options.reward.rewards for name in names), *given(options.reward)]
+    words += ["--trust-remote-code"] if options.model.trust_remote_code else []
+    return shlex.join(words + given(sampling))
+
+
+def given(options: Any) -> list[str]:
+    """Return the words of a command line for what is otherwise than by default, where there is a default."""
+    words: list[str] = []
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if each.default is not MISSING and value != each.default:
+            words += [f"--{each.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words
 
 
 def held_out_of(options: GRPOOptions | PPOOptions) -> PromptOptions | None:

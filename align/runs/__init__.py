@@ -7,7 +7,8 @@ What reads a run that is over is here, and imports no torch, so that `align repo
 """
 
 from align.runs.directory import RunDirectory, RunError
-from align.runs.health import Finding, findings
+from align.runs.health import findings
+from align.runs.readings import Finding
 from align.runs.report import write_report
 
 __all__ = ["Finding", "RunDirectory", "RunError", "findings", "write_report"]

@@ -37,6 +37,7 @@ class Journal:
         """Take in the steps before a resume, so that what was said is not said again."""
         for metrics in self.directory.history():
             self._watch.update(metrics)
+            self._not_finite.update(_not_finite(metrics))
 
     def event(self, kind: str, step: int, words: str, **more: Any) -> None:
         """Record something that is no number of a step."""
@@ -52,7 +53,7 @@ class Journal:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of a step; step 0 is the evaluation before the first one."""
         values = {name: float(value) for name, value in metrics.items()}
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        bad = _not_finite(values)
         line = {name: None if name in bad else value for name, value in values.items()}
         self.directory.append("metrics.jsonl", {**line, "step": step})
         if step:
@@ -96,8 +97,11 @@ class Journal:
 
 
 def choose_examples(examples: list[dict[str, Any]], step: int) -> list[tuple[str, dict[str, Any]]]:
-    """Return the best, the worst and a random example; the draw depends on the step alone."""
-    by_reward = sorted(examples, key=_reward)
+    """Return the best, the worst and a random example; the draw depends on the step alone.
+
+    One without a reward is neither the best nor the worst, unless none has any.
+    """
+    by_reward = sorted(_judged(examples) or examples, key=_reward)
     drawn = examples[random.Random(step).randrange(len(examples))]
     return [("best", by_reward[-1]), ("worst", by_reward[0]), ("random", drawn)]
 
@@ -107,12 +111,24 @@ def telling_group(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[Any, list[dict[str, Any]]] = {}
     for example in examples:
         groups.setdefault(example.get("group", 0), []).append(example)
-    return max(groups.values(), key=lambda group: max(map(_reward, group)) - min(map(_reward, group)))
+
+    def spread(group: list[dict[str, Any]]) -> float:
+        rewards = [_reward(example) for example in _judged(group)]
+        return max(rewards, default=0.0) - min(rewards, default=0.0)
+
+    return max(groups.values(), key=spread)
+
+
+def _judged(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [example for example in examples if _number(example.get("reward")) is not None]
 
 
 def _reward(example: Mapping[str, Any]) -> float:
-    reward = _number(example.get("reward"))
-    return 0.0 if reward is None else reward
+    return _number(example.get("reward")) or 0.0
+
+
+def _not_finite(metrics: Mapping[str, float]) -> list[str]:
+    return [name for name, value in metrics.items() if not math.isfinite(value)]
 
 
 def _number(value: Any) -> float | None:

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from align.runs.checkpoint import Checkpoint, load_latest, save_checkpoint
 from align.runs.console import Display
-from align.runs.directory import RunDirectory, RunError, describe_environment, differences, plain
+from align.runs.directory import RunDirectory, describe_environment, differences, plain
 from align.runs.journal import Journal
 from align.runs.report import write_report
 
@@ -298,17 +298,20 @@ def _close(journal: Journal, result: RunResult, command: str | None) -> None:
 
 
 def _record_failure(journal: Journal, step: int, error: BaseException) -> None:
-    """Record what ended a run; its own failures (a full disk, say) must not hide the cause.
+    """Record what ended a run: the event, which matters most and needs least, then the evidence and the report.
 
     An error may bring its `evidence`, tensors by name such as the batch that gave a NaN: it is kept beside the logs.
     """
-    with suppress(RunError, OSError):
+    # Here alone whatever is raised is passed over (a full disk, say): it must not hide what ended the run.
+    with suppress(Exception):
+        journal.event("error", step, f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000])
+    with suppress(Exception):
         if evidence := getattr(error, "evidence", None):
             save_file(
                 {name: tensor.contiguous().cpu() for name, tensor in evidence.items()},
                 journal.directory.path / f"failed-step-{step + 1}.safetensors",
             )
-        journal.event("error", step, f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000])
+    with suppress(Exception):
         if isinstance(error, Exception):
             write_report(journal.directory.path)
 

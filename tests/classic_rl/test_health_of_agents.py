@@ -122,6 +122,13 @@ def test_episodes_that_are_all_alike_are_told_unless_that_is_what_pays() -> None
         assert said(history) == {}
 
 
+def test_episodes_may_end_for_the_first_time_after_many_steps() -> None:
+    none = [{"loss/policy": 0.1, "episode/count": 0.0} for _ in range(30)]
+    later = [{**line, "episode/count": line["episode/count"] + 5} for line in episodes(lambda n: 7.0, lambda n: -7.0)]
+    assert list(said([*none, *later])) == ["episodes all alike"]
+    assert said([*none, *episodes(lambda n: 200.0, lambda n: -1200.0 + n)]) == {}
+
+
 def test_certainty_is_a_collapse_where_most_of_the_return_is_gone() -> None:
     rise = [*range(20, 200, 3), *range(200, 50, -3), *[50] * 30]
     history = [{"policy/entropy": 0.7 if n < 60 else 0.01, "episode/return": float(r)} for n, r in enumerate(rise)]

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tyro
 
+from align.config import SamplingConfig
+from recipes.common import RunOptions
+from recipes.options import (
+    CLIP_BOUNDS,
+    EvalOptions,
+    GRPOOptions,
+    HeldOutOptions,
+    ModelOptions,
+    PromptOptions,
+    RewardOptions,
+    grpo_defaults,
+)
+from recipes.prompted import measuring
 from tests.recipes.conftest import Align, environment
 
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy", "gymnasium")
@@ -114,6 +130,24 @@ def test_a_directory_is_neither_overwritten_nor_resumed_with_other_options_or_da
     assert "fingerprint.data" in align(*arguments, "--resume", code=2)
 
 
+def test_what_is_resumed_is_the_newest_run_of_the_command_and_of_no_other(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("ppo-20250101-000000", "ppo-20250102-120000", "ppo-CartPole-v1-20250103-000000", "ppo-long"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    assert RunOptions(resume=True).resolve("ppo") == Path("runs/ppo-20250102-120000")
+    assert RunOptions(resume=True).resolve("ppo-CartPole-v1") == Path("runs/ppo-CartPole-v1-20250103-000000")
+    with pytest.raises(ValueError, match="no run of grpo"):
+        RunOptions(resume=True).resolve("grpo")
+
+
+def test_of_an_option_that_is_given_twice_the_last_decides_on_the_defaults_too():
+    arguments = ["--loss", "dapo", "--loss=gspo", "--model", "m", "--data", "d", "--reward", "r"]
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    options = tyro.cli(GRPOOptions, args=arguments, default=grpo_defaults(arguments), config=config)
+    assert options.objective.loss == "gspo"
+    assert (options.grpo.clip_low, options.grpo.clip_high) == CLIP_BOUNDS["gspo"]
+
+
 def test_what_the_model_would_do_to_sampling_is_said_and_not_followed(align: Align, place: Path, tmp_path: Path):
     shutil.copytree(place / "model", place / "habits")
     settings = place / "habits" / "generation_config.json"
@@ -136,6 +170,23 @@ def test_eval_prints_means_with_errors_and_writes_completions(align: Align, plac
     error = (sum((value - mean) ** 2 for value in by_prompt) / 19 / 20) ** 0.5
     assert re.search(rf"letters\s+│\s+{mean:.4g}\s+│\s+{error:.4g}\s", told), told
     assert "over 20 prompts, 3 completions each" in told
+
+
+@pytest.mark.parametrize("held_out", [HeldOutOptions(), HeldOutOptions("games"), HeldOutOptions("sums", "held out")])
+def test_a_run_ends_with_the_command_that_measures_its_model_as_it_was_trained(held_out: HeldOutOptions):
+    data = PromptOptions("games", max_prompt_tokens=40, too_long="drop", chat=True, system="Be brief.")
+    reward = RewardOptions((("exact_answer", "my rules.py:brief=0.2"), ("letters",)), on_reward_error="skip")
+    trained = GRPOOptions(ModelOptions("m", trust_remote_code=True), data, reward, held_out=held_out)
+    sampling = SamplingConfig(max_new_tokens=64, temperature=0.7, top_p=0.9, top_k=20)
+    words = shlex.split(measuring(trained, sampling, Path("run/final")))
+    assert words[:2] == ["align", "eval"]
+    measured = tyro.cli(EvalOptions, args=words[2:], config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
+    if held_out.eval_data:
+        data = replace(data, data=held_out.eval_data, split=held_out.eval_split)
+    flat = RewardOptions((("exact_answer", "my rules.py:brief=0.2", "letters"),), on_reward_error="skip")
+    assert measured == EvalOptions("run/final", data, flat, trust_remote_code=True, sampling=sampling)
+    plain = GRPOOptions(ModelOptions("m"), PromptOptions("games"), RewardOptions((("letters",),)))
+    assert measuring(plain, SamplingConfig(), Path("final")) == "align eval --model final --data games --reward letters"
 
 
 def test_report_doctor_and_env_tell_of_a_run_and_of_the_machine(align: Align, tmp_path: Path):

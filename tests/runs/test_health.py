@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from align.runs.health import RULES, HealthWatch, findings
+from align.runs.readings import Finding, Readings
 
 History = list[dict[str, float]]
 
@@ -71,6 +72,15 @@ def once_a_rollout(value: Callable[[int], float], history: History | None = None
     ]
 
 
+def evaluated(value: Callable[[int], float], history: History | None = None, *, every: int = 25) -> History:
+    """A healthy run that is measured on held-out data before the first step and every so often."""
+    before: History = [{"step": 0, "eval/reward/mean": value(0)}]
+    return before + [
+        {**line, "eval/reward/mean": value(int(line["step"]))} if line["step"] % every == 0 else line
+        for line in history or healthy()
+    ]
+
+
 UNHEALTHY = [
     (
         "groups without signal",
@@ -96,6 +106,18 @@ UNHEALTHY = [
     ("exploding gradient", changed("optim/grad_norm", lambda step: 1.05**step), "gradient norm grew", "learning_rate"),
     ("reward part never fires: format", changed("reward/format", lambda step: 0.0), "(steps 1-20)", "Read some"),
     ("reward does not rise", changed("reward/mean", lambda step: 0.28), "0.28 in steps 81-100", "learning_rate"),
+    (
+        "held-out reward falls",
+        evaluated(lambda step: 0.28 + 0.004 * step if step < 75 else 0.8 - 0.003 * step),
+        "but on held-out data it fell from 0.518 to 0.35 (means of the best and last 3 evaluations)",
+        "more prompts",
+    ),
+    (
+        "completions repeat themselves",
+        changed("reward/repetition_penalty", lambda step: -0.6 if step > 100 else -0.1),
+        "55% of the n-grams of a completion had come before in it, in the mean over the last 10 steps (step 109)",
+        "repetition_penalty",
+    ),
     (
         "sampler far from the policy",
         changed("policy/importance_weight", lambda step: 0.4, changed("policy/importance_cut", lambda step: 0.0)),
@@ -156,6 +178,32 @@ def test_a_gap_that_is_weighed_is_no_finding_and_weights_that_are_often_bounded_
     assert [finding.name for finding in bounded] == ["sampler far from the policy"]
 
 
+def test_a_penalty_that_is_at_its_best_is_no_part_that_never_fires() -> None:
+    named = changed("reward/script_penalty", lambda step: 0.0)
+    brief = changed("reward/brief", lambda step: min(0.0, step / 50 - 1))
+    assert findings(named) == findings(brief) == []
+    lost = findings(changed("reward/brief", lambda step: max(0.0, 1 - step / 50)))
+    assert [finding.name for finding in lost] == ["reward part never fires: brief"]
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("held_out", [50, 500])
+def test_evaluations_that_wander_fall_with_the_training_or_without_a_gain_are_no_finding(
+    held_out: int, seed: int
+) -> None:
+    draw = random.Random(seed)
+
+    def noisy(mean: float) -> float:
+        return mean + draw.gauss(0, 0.4 / held_out**0.5)
+
+    learns = evaluated(lambda step: noisy(0.28 + 0.6 * (1 - math.exp(-3 * step / 250))), every=10)
+    alike = evaluated(lambda step: noisy(0.3), flat, every=10)
+    rise = [{**line, "reward/mean": 0.28 + 0.005 * min(line["step"], 160 - line["step"])} for line in healthy(130)]
+    falls = evaluated(lambda step: noisy(0.25 + 0.005 * min(step, 160 - step)), rise, every=10)
+    for history in (learns, alike, falls):
+        assert "held-out reward falls" not in {finding.name for finding in findings(history)}
+
+
 def test_a_policy_that_is_sure_of_what_it_learned_has_not_collapsed() -> None:
     history = changed("policy/entropy", lambda step: 0.9 if step < 60 else 0.01)
     assert "entropy collapse" not in {finding.name for finding in findings(history)}
@@ -194,7 +242,7 @@ def test_metrics_in_any_number_and_order_never_break_a_rule() -> None:
         ]
         for line in history:
             line.pop("step", None)
-        findings(history)
+        assert not [finding for finding in findings(history) if finding.name.startswith("rule fails")]
 
 
 def test_a_critic_is_given_time_and_one_good_rollout_in_five_and_blamed_for_no_chance() -> None:
@@ -206,3 +254,15 @@ def test_a_critic_is_given_time_and_one_good_rollout_in_five_and_blamed_for_no_c
     solved = once_a_rollout(lambda step: 0.3 if step < 120 else -0.5)  # its spread is gone by then
     for history in (learned, now_and_then, solved):
         assert findings(history) == []
+
+
+def test_a_rule_that_fails_is_told_once_and_ends_neither_the_watch_nor_the_other_rules() -> None:
+    def share_of_nothing(readings: Readings) -> list[Finding]:
+        return [Finding("share", f"{1 / len(readings.recent('none'))}", "", readings.step)]
+
+    watch = HealthWatch([share_of_nothing, *RULES])
+    said = [finding for line in changed("group/silent", lambda step: 0.9) for finding in watch.update(line)]
+    assert [(finding.name, finding.step) for finding in said] == [
+        ("rule fails: share of nothing", 1), ("groups without signal", 20),
+    ]  # fmt: skip
+    assert "failed at step 1: ZeroDivisionError: division by zero" in said[0].words

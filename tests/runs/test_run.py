@@ -23,6 +23,7 @@ from toy_algorithm import Toy
 
 from align.runs.checkpoint import CheckpointError, load_latest
 from align.runs.directory import RunDirectory, RunError
+from align.runs.journal import choose_examples, telling_group
 from align.runs.run import RunResult, run
 
 
@@ -220,6 +221,22 @@ def test_the_batch_that_an_error_brings_as_evidence_is_kept(tmp_path: Path) -> N
     assert torch.equal(kept["input_ids"], torch.arange(12).view(3, 4).t())
 
 
+def test_what_fails_while_a_failure_is_recorded_hides_neither_the_cause_nor_its_event(tmp_path: Path) -> None:
+    class Explodes(Toy):
+        def steps(self):
+            yield next(super().steps())
+            (tmp_path / "failed-step-2.safetensors").mkdir()  # no evidence can be written there
+            (tmp_path / "metrics.jsonl").write_text('{"step": 1, "optim/loss": "low"}\n')  # and no report of that
+            error = ArithmeticError("step 2: loss nan")
+            error.evidence = {"input_ids": torch.arange(12)}  # type: ignore[attr-defined]
+            raise error
+
+    with pytest.raises(ArithmeticError, match="step 2: loss nan"):
+        go(tmp_path, Explodes())
+    last = RunDirectory(tmp_path).read("events.jsonl")[-1]
+    assert (last["kind"], last["words"]) == ("error", "ArithmeticError: step 2: loss nan")
+
+
 def test_a_metric_that_is_not_finite_is_written_as_null_and_told(tmp_path: Path) -> None:
     console = Console(file=StringIO(), width=200)
     go(tmp_path, Toy(nan_at=4), console=console)
@@ -327,3 +344,27 @@ def test_a_few_rollouts_are_kept_the_first_and_the_last_among_them(tmp_path: Pat
         first["samples"][0]["reward"] == max(first["rewards"]) > first["samples"][1]["reward"] == min(first["rewards"])
     )
     assert first["samples"][0]["parts"]["form"] == 1.0
+
+
+def test_a_completion_that_was_not_judged_is_neither_best_nor_worst_and_makes_no_group_telling() -> None:
+    rewards = {"good": -0.1, "unjudged": math.nan, "bad": -1.0}
+    examples = [{"completion": text, "reward": reward, "group": 0} for text, reward in rewards.items()]
+    best, worst, _ = choose_examples(examples, step=1)
+    assert (best[1]["completion"], worst[1]["completion"]) == ("good", "bad")
+    alike = [{"completion": "", "reward": reward, "group": 1} for reward in (5.0, math.nan, 5.0)]
+    assert telling_group(alike + examples) == examples
+    nobody = [{"completion": "", "reward": None, "group": 0}]
+    assert choose_examples(nobody, step=1)[0] == ("best", nobody[0]) and telling_group(nobody) == nobody
+
+
+def test_a_metric_that_is_not_finite_is_told_once_though_the_run_is_resumed(tmp_path: Path) -> None:
+    class Broken(Toy):
+        def steps(self):
+            for metrics in super().steps():
+                yield {**metrics, "reward/mean": math.nan}
+
+    told = Console(file=StringIO(), width=200)
+    go(tmp_path, Broken(total_steps=3), console=told)
+    go(tmp_path, Broken(total_steps=6), console=told, resume=True)
+    assert told.file.getvalue().count("warning: not finite") == 1  # type: ignore[attr-defined]
+    assert sum(event["kind"] == "not_finite" for event in RunDirectory(tmp_path).read("events.jsonl")) == 6
