@@ -31,7 +31,7 @@ from classic_rl.on_policy_config import (
     PPOConfig,
     REINFORCEConfig,
 )
-from recipes.common import RunOptions, execute, recipe, word_after
+from recipes.common import Export, RunOptions, execute, recipe, word_after
 
 if TYPE_CHECKING:
     import gymnasium
@@ -359,12 +359,12 @@ def usage() -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, export: Export | None = None) -> None:
     """Run `align classic` and exit with its code."""
     word, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if word in AGENTS:
         options = Options[AGENTS[word].config]
-        recipe(f"align classic {word}", options, partial(train, word), partial(defaults, word))(rest)
+        recipe(f"align classic {word}", options, partial(train, word), partial(defaults, word))(rest, export)
     elif word == "eval":
         recipe("align classic eval", EvalOptions, measure)(rest)
     elif word in ("-h", "--help", "help"):

@@ -13,10 +13,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import tyro
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,6 +28,14 @@ if TYPE_CHECKING:
     from align.runs.run import Algorithm, RunResult
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What `align export` asks of a recipe: not to train, but to save the model of a checkpoint."""
+
+    step: int | None = None
+    output: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,8 @@ class RunOptions:
     """Show nothing but warnings and how the run ended."""
     profile: bool = False
     """Measure some steps, and say at the end where their time and memory went; also in profile.txt of the run."""
+    export: Annotated[Export | None, tyro.conf.Suppress] = None
+    """Set by `align export`, never by a command line."""
 
     def __post_init__(self) -> None:
         for name, least in (("save_every", 1), ("evaluate_every", 0), ("log_every", 1)):
@@ -79,13 +91,13 @@ def recipe(
         defaults: gives the options that hold where nothing else is said, from the words of the command line.
     """
 
-    def main(arguments: Sequence[str] | None = None) -> None:
-        import tyro
-
+    def main(arguments: Sequence[str] | None = None, export: Export | None = None) -> None:
         given = list(sys.argv[1:] if arguments is None else arguments)
         style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
         default: dict[str, Any] = {"default": defaults(given)} if defaults else {}
-        parsed = tyro.cli(options, prog=program, args=given, config=style, **default)
+        parsed: Any = tyro.cli(options, prog=program, args=given, config=style, **default)
+        if export:
+            parsed = replace(parsed, run=replace(parsed.run, export=export))
         with errors_in_one_line():
             sys.exit(train(parsed, [*launched(program), *given]))
 
@@ -155,6 +167,8 @@ def claim_directory(options: RunOptions, name: str, config: Any, accelerator: Ac
     if accelerator.num_processes > 1:
         broadcast_object_list(names)
     directory = RunDirectory(names[0])
+    if options.export:  # a model is worth having, whatever became of the data since
+        return directory.path
     directory.check(plain(config), resume=options.resume and directory.holds_a_run)
     return directory.path
 
@@ -169,10 +183,15 @@ def execute(
     accelerator: Accelerator | None = None,
     evaluate: Callable[[], dict[str, float]] | None = None,
 ) -> RunResult:
-    """Run an algorithm in its directory, in as many processes as the accelerator has; without one, in this process."""
-    from align.runs.directory import RunDirectory
-    from align.runs.run import run
+    """Run an algorithm in its directory, in as many processes as the accelerator has; without one, in this process.
 
+    For `align export` it goes to a checkpoint instead, and the result is as if the run had ended there.
+    """
+    from align.runs.directory import RunDirectory
+    from align.runs.run import restore, run
+
+    if export := options.export:
+        return restore(algorithm, directory, step=export.step, final=export.output)
     profiled = None
     if options.profile and (accelerator is None or accelerator.is_main_process):
         from align.runs.profiling import Profiled
@@ -199,6 +218,8 @@ def execute(
     )
     if profiled:
         print(f"\n{profiled.finish()}", flush=True)
+    if not result.finished and (accelerator is None or accelerator.is_main_process):
+        print(f"Or take its model as it is now: align export {directory}", flush=True)
     return result
 
 

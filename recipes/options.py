@@ -327,6 +327,21 @@ class EvalOptions:
 
 
 @dataclass(frozen=True)
+class ExportOptions:
+    """Save the model of a checkpoint: what a run that was stopped or killed had learned until then.
+
+    Call it in the folder in which the run was started: its command is taken up, with its data, to build the same model.
+    """
+
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Directory of the run."""
+    step: int | None = None
+    """Step of the checkpoint, by default the newest that is intact."""
+    output: Path | None = None
+    """Folder to save to; by default exported-STEP in the run's directory."""
+
+
+@dataclass(frozen=True)
 class LadderOptions:
     """Check an agent rung by rung: one batch, trivial environments, the known return; exit with 1 where one fails."""
 

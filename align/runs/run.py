@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from safetensors.torch import save_file
 
-from align.runs.checkpoint import Checkpoint, load_latest, save_checkpoint
+from align.runs.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_latest, save_checkpoint
 from align.runs.console import Display
 from align.runs.directory import RunDirectory, RunError, describe_environment, differences, plain
 from align.runs.journal import Journal
@@ -173,6 +173,35 @@ def run(
         _close(journal, result, command)
     wait()
     return result
+
+
+def restore(
+    algorithm: Algorithm, directory: str | Path, *, step: int | None = None, final: Path | None = None
+) -> RunResult:
+    """Take an algorithm to a checkpoint of its run, and return the result that the run would have had there.
+
+    Nothing is written.
+
+    Args:
+        algorithm: made as for the run.
+        directory: of the run.
+        step: of the checkpoint; by default the newest that is intact.
+        final: becomes `directory.final` of the result; by default `exported-N` in the run's directory, N the step.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged or not there, or none is intact.
+    """
+    folder = RunDirectory(directory)
+    if step is None:
+        checkpoint = load_latest(folder.checkpoints)
+    else:
+        checkpoint = load_checkpoint(folder.checkpoints / f"checkpoint-{step}")
+    if checkpoint is None:
+        raise CheckpointError(f"{folder.path} has no checkpoint: it ended before its first one (--save-every)")
+    algorithm.load_state(checkpoint.state)
+    folder.final = final or folder.path / f"exported-{checkpoint.step}"
+    before = [line for line in folder.history() if line["step"] <= checkpoint.step]
+    return RunResult(checkpoint.step, folder, _without_step(before[-1]) if before else {}, _last_evaluation(before))
 
 
 @dataclass
