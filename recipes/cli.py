@@ -22,11 +22,7 @@ TRAINING = {
     "kto": ("recipes.kto", "KTOOptions", "train a model on single answers, liked or not"),
     "ppo": ("recipes.ppo", "PPOOptions", "train a model on prompts and rewards, with a critic"),
     "eval": ("recipes.evaluate", "EvalOptions", "measure a model: mean rewards on prompts"),
-    "export": (
-        "recipes.export",
-        "ExportOptions",
-        "save the model of a checkpoint, as of a run that was stopped",
-    ),
+    "export": ("recipes.export", "ExportOptions", "save the model of a checkpoint, of a run that was stopped"),
     "ladder": ("recipes.classic_ladder", "LadderOptions", "check a classic agent, from one batch to the known return"),
 }
 """Command -> the file that does it, its options in recipes.options, and what it does."""

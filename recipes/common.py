@@ -14,9 +14,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -56,6 +57,8 @@ class RunOptions:
     """Show nothing but warnings and how the run ended."""
     profile: bool = False
     """Measure some steps, and say at the end where their time and memory went; also in profile.txt of the run."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Trackers that get the settings and every step's metrics too; tensorboard writes into the run's directory."""
     export: Annotated[Export | None, tyro.conf.Suppress] = None
     """Set by `align export`, never by a command line."""
 
@@ -63,6 +66,8 @@ class RunOptions:
         for name, least in (("save_every", 1), ("evaluate_every", 0), ("log_every", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if missing := [name for name in self.report_to if find_spec(name) is None]:
+            raise ValueError(f"report_to {' '.join(missing)}: not installed: pip install {' '.join(missing)}")
 
     def resolve(self, name: str) -> Path:
         """Return the run's directory: the one given, the newest of this name to resume, or a new one."""
@@ -202,25 +207,53 @@ def execute(
     words = [word for word in command if word != "--resume"]
     if options.directory is None:
         words += ["--directory", str(directory)]
-    result = run(
-        profiled or algorithm,
-        directory,
-        config=config,
-        command=shlex.join(words),
-        # A run that was killed before its first step has no directory yet, and begins.
-        resume=options.resume and RunDirectory(directory).holds_a_run,
-        save_every=options.save_every,
-        evaluate=evaluate,
-        evaluate_every=options.evaluate_every,
-        log_every=options.log_every,
-        quiet=options.quiet,
-        **where,
-    )
+    with tracking(options.report_to, directory, config, accelerator) as track:
+        result = run(
+            profiled or algorithm,
+            directory,
+            track=track,
+            config=config,
+            command=shlex.join(words),
+            # A run that was killed before its first step has no directory yet, and begins.
+            resume=options.resume and RunDirectory(directory).holds_a_run,
+            save_every=options.save_every,
+            evaluate=evaluate,
+            evaluate_every=options.evaluate_every,
+            log_every=options.log_every,
+            quiet=options.quiet,
+            **where,
+        )
     if profiled:
         print(f"\n{profiled.finish()}", flush=True)
     if not result.finished and (accelerator is None or accelerator.is_main_process):
         print(f"Or take its model as it is now: align export {directory}", flush=True)
     return result
+
+
+@contextmanager
+def tracking(
+    names: Sequence[str], directory: Path, config: Any, accelerator: Accelerator | None
+) -> Iterator[Callable[[int, dict[str, float]], None] | None]:
+    """Yield what hands the metrics of a step to trackers, which know the settings of the run; None without trackers."""
+    if not names:
+        yield None
+        return
+    from accelerate import Accelerator
+
+    from align.runs.directory import flat, plain
+
+    accelerator = accelerator or Accelerator(cpu=True)
+    accelerator.log_with, accelerator.project_configuration.logging_dir = [*names], str(directory)
+    settings = {
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for name, value in flat(plain(config)).items()
+    }
+    accelerator.init_trackers("align", config=settings, init_kwargs={"wandb": {"name": directory.name}})
+    try:
+        yield lambda step, metrics: accelerator.log(metrics, step=step)
+    finally:
+        for tracker in accelerator.trackers:  # not end_training, which leaves processes nothing to wait by
+            tracker.finish()
 
 
 def processes(accelerator: Accelerator) -> dict[str, Any]:

@@ -104,6 +104,7 @@ def run(
     quiet: bool = False,
     device: str | None = None,
     harmless: Iterable[str] = (),
+    track: Callable[[int, dict[str, float]], None] | None = None,
     is_main: bool = True,
     barrier: Callable[[], None] | None = None,
     any_process: Callable[[bool], bool] | None = None,
@@ -131,6 +132,7 @@ def run(
         quiet: show nothing but warnings and how the run ended.
         device: what it runs on, in words, for the record.
         harmless: further options, by name, that may differ on resume; `HARMLESS` always may.
+        track: called in the main process with each step and all its metrics, as they are written down.
         is_main: whether this process writes.
         barrier: waits for all processes; given in a run of several.
         any_process: tells whether a flag is set in any process, called once a step by each. Without it a run of
@@ -154,7 +156,7 @@ def run(
     if checkpoint:
         algorithm.load_state(checkpoint.state)
     display = Display(algorithm.total_steps, console, log_every=log_every, quiet=quiet or not is_main)
-    journal = Journal(folder, display) if is_main else None
+    journal = Journal(folder, display, track) if is_main else None
     if journal:
         _open(journal, plain(config), describe_environment(device=device, command=command), checkpoint, resume)
     loop = _Loop(

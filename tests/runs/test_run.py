@@ -327,3 +327,11 @@ def test_a_few_rollouts_are_kept_the_first_and_the_last_among_them(tmp_path: Pat
         first["samples"][0]["reward"] == max(first["rewards"]) > first["samples"][1]["reward"] == min(first["rewards"])
     )
     assert first["samples"][0]["parts"]["form"] == 1.0
+
+
+def test_a_tracker_hears_of_every_step_what_is_written_down(tmp_path: Path) -> None:
+    heard: list[tuple[int, dict[str, float]]] = []
+    toy = Toy(3)
+    run(toy, tmp_path, config={}, evaluate=toy.evaluate, quiet=True, track=lambda *told: heard.append(told))
+    assert [{**metrics, "step": step} for step, metrics in heard] == RunDirectory(tmp_path).history()
+    assert [step for step, _ in heard] == [0, 1, 2, 3]
