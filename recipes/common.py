@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from recipes.foreign import hints
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
@@ -100,6 +102,9 @@ def recipe(
         given = list(sys.argv[1:] if arguments is None else arguments)
         style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
         default: dict[str, Any] = {"default": defaults(given)} if defaults else {}
+        if told := hints(options, given):
+            print("".join(f"error: {words}\n" for words in told) + f"{program} --help shows all", file=sys.stderr)
+            sys.exit(2)
         parsed: Any = tyro.cli(options, prog=program, args=given, config=style, **default)
         if export:
             parsed = replace(parsed, run=replace(parsed.run, export=export))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from recipes import options
+from recipes.foreign import hints
 from tests.recipes.conftest import Align, environment
 
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy", "gymnasium")
@@ -77,6 +79,36 @@ def test_a_mistake_ends_in_words_with_the_way_out(align: Align, place: Path, arg
         align(*SHORT, "--steps", 1, "--lora-rank", 2, "--directory", "lora-run")
         (place / "lora-run" / "final").rename(place / "lora")
     assert advice in align(*arguments, code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        ((*GRPO, "--num-generations", 4), "error: unrecognized: --num-generations; here: --group-size\n"),
+        (("grpo", "--output-dir", "x"), "--output-dir; here: --directory"),
+        ((*GRPO, "--max_completion_length=9"), "--max-completion-length; here: --max-new-tokens"),
+        (
+            (*GRPO, "--lr", 1, "--beta", 0.1),
+            "--lr; here: --learning-rate\nerror: unrecognized: --beta; here: --kl-coef",
+        ),
+        (("sft", "--per-device-train-batch-size", 8), "here: --examples-per-step"),
+        (("dpo", "--per-device-train-batch-size", 8), "here: --pairs-per-step"),
+        (("kto", "--max-steps", 8), "here: --steps"),
+        (("ppo", "--num-ppo-epochs", 8), "here: --epochs"),
+        (("sft", "--bf16"), "here: nothing: arithmetic is bfloat16 where a GPU has it"),
+        (("classic", "ppo", "--env", "CartPole-v1", "--total-timesteps", 100), "here: --env-steps"),
+        (("classic", "dqn", "--env", "CartPole-v1", "--steps", 100), "here: --env-steps"),
+        (("classic", "reinforce", "--env", "CartPole-v1", "--steps", 100), "here: --updates"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_an_option_by_its_name_elsewhere_is_told_what_it_is_here(align: Align, arguments, advice):
+    assert advice in align(*arguments, code=2)
+
+
+def test_an_option_that_is_one_here_too_is_taken_as_such():
+    assert hints(options.DPOOptions, ["--beta", "0.1", "--steps=3", "--quiet"]) == []
+    assert hints(options.GRPOOptions, ["--reward", "beta", "--model", "--data"]) == []
 
 
 def test_bad_data_is_named_by_file_row_and_column_before_any_model_is_looked_for(align: Align, place: Path):
