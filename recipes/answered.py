@@ -23,22 +23,20 @@ def learn_from_rows(
     options: Any,
     command: Sequence[str],
     *,
-    seed: int,
     read: Callable[..., Any],
     tokenize: Callable[..., Any],
-    build: Callable[[Policy, Any, Any, Accelerator], Any],
+    build: Callable[[Any, Policy, Any, Any, Accelerator], Any],
     go_on: str = "",
 ) -> int:
     """Read rows, load a model, learn, and return an exit code.
 
     Args:
-        name: of the command.
+        name: of the command; its settings are the field of `options` that has this name.
         options: with `model`, `data`, `held_out` and `run`.
         command: the words that started it.
-        seed: of new adapters.
         read: from a source and its split to rows.
         tokenize: from rows and a tokenizer to what the algorithm learns from.
-        build: (policy, what it learns from, what is held out or None, accelerator) -> the algorithm.
+        build: (settings, policy, what it learns from, what is held out or None, accelerator) -> the algorithm.
         go_on: a command to go on with, `{model}` in it for where the trained model is.
     """
     rows = inputs.read_both(options, read)
@@ -49,14 +47,15 @@ def learn_from_rows(
 
     tokenizer = inputs.make_tokenizer(options.model.model, trust_remote_code=options.model.trust_remote_code)
     data = {part: tokenize(each, tokenizer) for part, each in rows.items()}
-    tell_rows(data, options, accelerator)
+    settings = inputs.with_steps(getattr(options, name), options.data.epochs, len(data["data"]), command)
+    tell_rows(data, settings, options, accelerator)
 
-    model = inputs.make_model(options.model, seed=seed)
+    model = inputs.make_model(options.model, seed=settings.seed)
     inputs.check_fit(model, [ids for each in data.values() for ids in ids_of(each)])
     say(f"{options.model.model}: {inputs.count_parameters(model)}, on {accelerator.device}")
     say(f"run: {directory}")
     held_out = data.get("eval_data")
-    algorithm = build(Policy(model), data["data"], held_out, accelerator)
+    algorithm = build(settings, Policy(model), data["data"], held_out, accelerator)
     result = execute(
         algorithm,
         directory,
@@ -88,11 +87,12 @@ def make_reference(
     return reference
 
 
-def tell_rows(data: Mapping[str, Any], options: Any, accelerator: Accelerator) -> None:
-    """Print what is learned from, `data`, and what is measured on, `eval_data` if that is there."""
+def tell_rows(data: Mapping[str, Any], settings: Any, options: Any, accelerator: Accelerator) -> None:
+    """Print what is learned from, `data`, and how often; and what is measured on, `eval_data` if that is there."""
     names = {"data": f"learning from {options.data.data}", "eval_data": f"measuring on {options.held_out.eval_data}"}
     for part, each in data.items():
-        tell(described(names[part], each), options=options.run, accelerator=accelerator)
+        often = inputs.passes(settings, len(each)) if part == "data" else ""
+        tell(described(names[part], each) + often, options=options.run, accelerator=accelerator)
 
 
 def described(name: str, data: Examples | Pairs | Feedback) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from align.reward_head import RewardModel, load_reward_model
 from align.rewards import Reward, RewardError, check_rewards
 from align.rows import DataError, nearest
 from recipes import numbers_game, word_problems
+from recipes.common import word_after
 
 if TYPE_CHECKING:
     from torch import nn
@@ -118,6 +120,9 @@ def record(options: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     asked = {name: value for name, value in asdict(options).items() if name != "run"}
+    for settings in asked.values() if asked["data"].get("epochs") else ():
+        if "steps" in settings:
+            settings["steps"] = None  # follows from the epochs, once it is known how many rows are long enough
     return {**asked, "fingerprint": {name: fingerprint(each) for name, each in rows.items()}}
 
 
@@ -131,6 +136,35 @@ def make_prompts(rows: PromptRows, options: PromptOptions, tokenizer: PreTrained
         chat=options.chat or options.system is not None,
         system=options.system,
     )
+
+
+def with_steps(config: Any, epochs: float | None, rows: int, command: Sequence[str]) -> Any:
+    """Return the settings of an algorithm with the steps that so many epochs take, if epochs were asked for.
+
+    Raises:
+        ValueError: if steps were asked for too.
+    """
+    if epochs is None:
+        return config
+    if word_after(command, "--steps"):
+        raise ValueError("--epochs and --steps both say how long: give one of them")
+    return replace(config, steps=math.ceil(epochs * rows / per_step(config)))
+
+
+def per_step(config: Any) -> int:
+    """Return how many rows an optimizer step, or a rollout, takes."""
+    names = ("examples_per_step", "pairs_per_step", "prompts_per_step")
+    return next(getattr(config, name) for name in names if hasattr(config, name))
+
+
+def passes(config: Any, rows: int) -> str:
+    """Say how often a run goes through its rows."""
+    updates = math.prod(getattr(config, name, 1) for name in ("updates_per_rollout", "epochs", "minibatches"))
+    takes = math.ceil(config.steps / updates)
+    times = takes * per_step(config) / rows
+    told = f"{times:,.0f}" if times >= 10 else f"{times:.2g}"
+    what = "steps" if updates == 1 else "rollouts"
+    return f"; {takes:,} {what} of {per_step(config)}: {told} pass{'es' * (told != '1')}"
 
 
 def describe(name: str, lengths: Sequence[int], dropped: int, what: str) -> str:

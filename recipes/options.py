@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -95,6 +96,12 @@ class RowOptions:
     by weight as mix:a.jsonl=0.7,b.jsonl=0.3, of which each may have a form of its own."""
     split: str = "train"
     """Split to take where the data have several."""
+    epochs: float | None = None
+    """Times that the data are gone through, in place of --steps."""
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise ValueError(f"epochs must be above 0, got {self.epochs}")
 
 
 @dataclass(frozen=True)
