@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from align.data import Examples
+from align.checks import Text
+from align.data import DataError, Examples, conversation
 from align.logprobs import Policy
 from align.models import Reference, reference_of
 from align.pairs import Feedback, Pairs
@@ -16,6 +18,8 @@ from recipes.common import claim_directory, execute, make_accelerator, save_resu
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from recipes.options import ChatOptions
 
 
 def learn_from_rows(
@@ -46,9 +50,12 @@ def learn_from_rows(
     say = partial(tell, options=options.run, accelerator=accelerator)
 
     tokenizer = inputs.make_tokenizer(options.model.model, trust_remote_code=options.model.trust_remote_code)
-    data = {part: tokenize(each, tokenizer) for part, each in rows.items()}
+    texts = {part: as_chats(each, options.data) for part, each in rows.items()}
+    data = {part: tokenize(each, tokenizer) for part, each in texts.items()}
     settings = inputs.with_steps(getattr(options, name), options.data.epochs, len(data["data"]), command)
     tell_rows(data, settings, options, accelerator)
+    if tokenizer.chat_template and any(isinstance(prompt, str) and prompt for prompt in texts["data"].prompts):
+        say("note: the rows are plain text, though the model knows chats; --chat makes each a question and its answer")
 
     model = inputs.make_model(options.model, seed=settings.seed)
     inputs.check_fit(model, [ids for each in data.values() for ids in ids_of(each)])
@@ -71,6 +78,30 @@ def learn_from_rows(
         if go_on:
             say(f"Go on with: {go_on.format(model=result.directory.final)}")
     return result.exit_code
+
+
+def as_chats(rows: Any, options: ChatOptions) -> Any:
+    """Return rows with a system message, or with strings as chats, if that was asked for.
+
+    Raises:
+        DataError: if a row is text without a prompt, which has no turns.
+    """
+    if not options.chat and options.system is None:
+        return rows
+    answers = [name for name in ("completions", "chosen", "rejected") if hasattr(rows, name)]
+    for prompt, origin in zip(rows.prompts, rows.origins, strict=True):
+        if prompt == "":
+            raise DataError(f"{origin}: has no prompt, so it is no chat: leave out --chat and --system")
+    # conversations that are trained from their beginning have no prompt, and their system message where they begin
+    prompts = [conversation(prompt, True, options.system) if prompt else prompt for prompt in rows.prompts]
+
+    def turns(prompt: Text, answer: Text) -> Text:
+        if isinstance(answer, str):
+            return [{"role": "assistant", "content": answer}]
+        return answer if prompt else conversation(answer, True, options.system)
+
+    told = {name: list(map(turns, prompts, getattr(rows, name))) for name in answers}
+    return replace(rows, prompts=prompts, **told)
 
 
 def make_reference(

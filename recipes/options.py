@@ -105,7 +105,17 @@ class RowOptions:
 
 
 @dataclass(frozen=True)
-class ExampleOptions(RowOptions):
+class ChatOptions:
+    """Whether strings become chats."""
+
+    chat: bool = False
+    """Make a chat of rows that are strings: the prompt is the user's message, the answer the assistant's."""
+    system: str | None = None
+    """System message for every chat that has none; makes chats of strings, as --chat does."""
+
+
+@dataclass(frozen=True)
+class ExampleOptions(ChatOptions, RowOptions):
     """What is imitated: rows of prompt and completion, of messages, or of text."""
 
     max_tokens: int | None = None
@@ -127,6 +137,11 @@ class PairOptions(RowOptions):
 
 
 @dataclass(frozen=True)
+class ChatPairOptions(ChatOptions, PairOptions):
+    """What was preferred to what: rows of prompt, chosen and rejected, or of chosen and rejected that begin alike."""
+
+
+@dataclass(frozen=True)
 class RatedPairOptions(PairOptions):
     """What was preferred to what, and by how much: rows of prompt, chosen and rejected, or of both that begin alike."""
 
@@ -135,7 +150,7 @@ class RatedPairOptions(PairOptions):
 
 
 @dataclass(frozen=True)
-class FeedbackOptions(RowOptions):
+class FeedbackOptions(ChatOptions, RowOptions):
     """What was liked and what was not: rows of prompt, completion and label, which is true or false."""
 
     max_tokens: int | None = None
@@ -230,7 +245,7 @@ class DPOOptions:
     """
 
     model: ModelOptions
-    data: PairOptions
+    data: ChatPairOptions
     objective: PreferenceOptions = field(default_factory=PreferenceOptions)
     reference: ReferenceOptions = field(default_factory=ReferenceOptions)
     held_out: HeldOutOptions = field(default_factory=HeldOutOptions)
@@ -390,4 +405,4 @@ def dpo_defaults(arguments: Sequence[str]) -> DPOOptions:
     """Return the defaults of `align dpo`, which depend on the loss that the command line names."""
     loss: Any = word_after(arguments, "--loss")
     config: Any = PREFERENCE_DEFAULTS.get(loss, {})
-    return DPOOptions(ModelOptions(model=tyro.MISSING), PairOptions(data=tyro.MISSING), dpo=DPOConfig(**config))
+    return DPOOptions(ModelOptions(model=tyro.MISSING), ChatPairOptions(data=tyro.MISSING), dpo=DPOConfig(**config))
