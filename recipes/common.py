@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -148,9 +149,15 @@ def errors_in_one_line() -> Iterator[None]:
         if "Connection closed by peer" in str(error):
             error = RuntimeError("another process of this run failed: its line tells why")
         print(f"error: {error}", file=sys.stderr)
-        if error.__cause__ or not ours:  # what is ours says what was wrong where; of others this may not be enough
+        if not raised_here(error.__cause__ or error):  # what we say is complete; of others this may not be enough
             print("(ALIGN_TRACEBACK=1 shows where)", file=sys.stderr)
         sys.exit(2)
+
+
+def raised_here(error: BaseException) -> bool:
+    """Return whether an error was raised in this project's own code, which says what was wrong where."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] in ("align", "classic_rl", "recipes")
 
 
 def make_accelerator() -> Accelerator:

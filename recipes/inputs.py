@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 SAMPLING_HABITS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
+TOKENIZER = ("token*", "vocab*", "*.model", "*.tiktoken", "*token*.py")
+"""What the files of a tokenizer are called."""
+
 SCHEMES: Mapping[str, Callable[..., Any]] = {
     procedural.SCHEME: procedural.task_rows,
     word_problems.SCHEME: word_problems.rows,
@@ -49,10 +52,26 @@ def read_rewards(names: Sequence[Sequence[str]]) -> list[Reward]:
         raise RewardError("no reward: name one, as in --reward exact_answer or --reward my_rewards.py:function")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for module:function, as `python -m` has it
-    return [_weighted(name) for group in names for name in group]
+    listed = [name for group in names for name in group]
+    return told_apart([_weighted(name) for name in listed], listed)
+
+
+def told_apart(rewards: Sequence[Reward], names: Sequence[str]) -> list[Reward]:
+    """Give rewards of one name the parts of their places in which they differ: model:a/final and model:b/final."""
+    taken = [reward.name for reward in rewards]
+    places = [Path(name.rpartition("=")[0] or name).with_suffix("").parts for name in names]
+    apart = []
+    for reward, place in zip(rewards, places, strict=True):
+        alike = [set(other) for other, name in zip(places, taken, strict=True) if name == reward.name]
+        own = [part for part in place if part not in set.intersection(*alike)]
+        named = "-".join(part.removeprefix(reward_names.MODEL) for part in own)
+        apart.append(replace(reward, name=f"{reward.name}-{named}") if len(alike) > 1 and named else reward)
+    return apart
 
 
 def _weighted(named: str) -> Reward:
+    if named.startswith(reward_names.MODEL):
+        refuse_run(Path(named.removeprefix(reward_names.MODEL).partition("=")[0]), f"--reward {named}")
     name, equals, weight = named.rpartition("=")
     if not equals or "/" in weight or ":" in weight:  # the sign belongs to a path
         return reward_names.resolve(named)
@@ -277,12 +296,23 @@ def sampling_habits(model: nn.Module) -> dict[str, Any]:
 
 
 def check_folder(model: str, option: str = "--model") -> None:
-    """Refuse a mistyped folder before it is looked up on the hub as an id."""
+    """Refuse a mistyped folder before it is looked up on the hub as an id, and one that lacks a model or its tokens."""
     path = Path(model).expanduser()
     local = path.is_absolute() or model.startswith((".", "~")) or (path.parent != Path() and path.parent.is_dir())
     if local and not path.exists():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ValueError(f"{option} {model}: no such folder{nearest(path.name, siblings)}")
+    refuse_run(path, f"{option} {model}")
+    if (path / "config.json").exists() and not any(file for name in TOKENIZER for file in path.glob(name)):
+        raise ValueError(f"{option} {model}: has no tokenizer: put it there with tokenizer.save_pretrained({model!r})")
+
+
+def refuse_run(path: Path, named: str) -> None:
+    """Refuse the directory of a run where its model is meant."""
+    if (path / "events.jsonl").exists():
+        final = path / "final"
+        advice = f"its model is in {final}" if final.exists() else f"it saved none, and align export {path} does"
+        raise ValueError(f"{named}: is the directory of a run: {advice}")
 
 
 @contextmanager

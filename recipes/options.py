@@ -73,8 +73,8 @@ class PromptOptions:
 
     data: str
     """A .jsonl, .json, .csv or .parquet file, a folder of them, owner/name or owner/name:config of the hub, or
-    "reasoning_gym:TASK?size=500&seed=0", with further options of the task; several by weight as
-    mix:a.jsonl=0.7,b.jsonl=0.3."""
+    a task: "reasoning_gym:TASK?size=500&seed=0" with further options of the task, gsm8k:DATA for word problems, or
+    countdown:numbers=3 for the numbers game; several by weight as mix:a.jsonl=0.7,b.jsonl=0.3."""
     split: str = "train"
     """Split to take where the data have several."""
     max_prompt_tokens: int | None = None
@@ -151,7 +151,7 @@ class RatedPairOptions(PairOptions):
 
 @dataclass(frozen=True)
 class FeedbackOptions(ChatOptions, RowOptions):
-    """What was liked and what was not: rows of prompt, completion and label, which is true or false."""
+    """What was liked and what was not: rows of prompt, completion and label, which is true or false, or 1 or 0."""
 
     max_tokens: int | None = None
     """Most tokens of a prompt with its answer, those of the chat template included; None for no limit."""
