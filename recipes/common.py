@@ -40,6 +40,7 @@ class Export:
 
     step: int | None = None
     output: Path | None = None
+    merge: bool = False
 
 
 @dataclass(frozen=True)
@@ -303,8 +304,26 @@ def save_result(
         # who loads it samples to the ends that it was trained to
         if generation := base_model(model).generation_config:
             generation.eos_token_id = eos_token_ids(model, tokenizer)
+        if options.run.export and options.run.export.merge:
+            model = merged(model)
         save_model(model, tokenizer, result.directory.final, card=model_card(result))
     accelerator.wait_for_everyone()
+
+
+def merged(model: Any) -> Any:
+    """Return a model with its adapters, if it has some, added to its weights.
+
+    Raises:
+        ValueError: if these are of 4 bits, which would round the adapters away.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    if getattr(model, "is_loaded_in_4bit", False):
+        raise ValueError(
+            "--merge: weights of 4 bits would round the adapters away: export without it, and add them to the whole "
+            "weights with AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload()"
+        )
+    return model.merge_and_unload()
 
 
 def model_card(result: RunResult, task: str = "text-generation") -> str:

@@ -27,7 +27,7 @@ def train(options: ExportOptions, command: Sequence[str]) -> int:
         raise RunError(f"--output {options.output} is there already: name a new folder")
     module, *arguments = program_of(run)
     again = [*arguments, "--directory", str(run.path), "--resume"]
-    import_module(module).main(again, Export(options.step, options.output))
+    import_module(module).main(again, Export(options.step, options.output, options.merge))
     return 0
 
 

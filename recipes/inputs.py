@@ -252,13 +252,16 @@ def make_value_model(
 
 
 def with_adapters(model: nn.Module, options: ModelOptions, *, seed: int) -> nn.Module:
-    """Return a model with new adapters if asked for."""
+    """Return a model with new adapters, and with gradient checkpointing, as far as asked for."""
     import torch
 
-    if not options.lora_rank:
-        return model
-    torch.manual_seed(seed)
-    return add_lora(model, rank=options.lora_rank, alpha=options.lora_alpha)
+    if options.lora_rank:
+        torch.manual_seed(seed)
+        targets = options.lora_targets or "all-linear"
+        model = add_lora(model, rank=options.lora_rank, alpha=options.lora_alpha, target_modules=targets)
+    if options.gradient_checkpointing:
+        base_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
 
 
 def count_parameters(model: nn.Module) -> str:

@@ -60,11 +60,19 @@ class ModelOptions:
     """Rank of the LoRA adapters; 0 trains all weights."""
     lora_alpha: int = 32
     """The adapters' output is scaled by lora_alpha / lora_rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the layers that get adapters, such as q_proj v_proj; by default all linear ones."""
+    gradient_checkpointing: bool = False
+    """Keep less for the backward pass, which computes each layer again: less memory, more time."""
     quantize: Literal["4bit"] | None = None
     """Hold the frozen weights under the adapters as 4-bit numbers (QLoRA), an eighth of their memory in float32; needs
     'align-rl[qlora]'."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
+
+    def __post_init__(self) -> None:
+        if self.lora_targets and not self.lora_rank:
+            raise ValueError("lora_targets are the layers that get adapters, of which there are none: give a lora_rank")
 
 
 @dataclass(frozen=True)
@@ -361,6 +369,8 @@ class ExportOptions:
     """Step of the checkpoint, by default the newest that is intact."""
     output: Path | None = None
     """Folder to save to; by default exported-STEP in the run's directory."""
+    merge: bool = False
+    """Add the adapters to the weights under them, and save a plain model."""
 
 
 @dataclass(frozen=True)

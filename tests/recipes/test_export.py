@@ -67,6 +67,31 @@ def test_a_run_that_was_stopped_says_how_to_have_its_model_even_if_it_was_moved_
     assert not run.exists()
 
 
+def test_adapters_are_merged_into_a_plain_model_that_says_the_same(align: Align, tmp_path: Path):
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    lora = ("--lora-rank", 2, "--lora-targets", "q_proj", "v_proj", "--learning-rate", 1e-2)
+    align(*RUNS["sft"], *lora, "--steps", 3, "--directory", tmp_path / "run")
+    adapted = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
+    assert {name.split(".lora_")[0].split(".")[-1] for name, _ in adapted.named_parameters() if "lora_" in name} == {
+        "q_proj",
+        "v_proj",
+    }
+    align("export", tmp_path / "run", "--merge", "--output", tmp_path / "plain")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    ids = torch.arange(5, 17)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, adapted(ids).logits)
+    assert not list((tmp_path / "plain").glob("adapter*"))
+
+
+def test_adapters_on_layers_that_are_not_there_or_without_a_rank_are_refused(align: Align, tmp_path: Path):
+    refused = (*RUNS["sft"], "--lora-targets", "q_porj", "--directory", tmp_path / "run")
+    assert "give a lora_rank" in align(*refused, code=2)
+    assert "q_porj" in align(*refused, "--lora-rank", 2, code=2)
+
+
 def test_what_cannot_be_exported_is_refused_in_words(align: Align, tmp_path: Path):
     assert "no checkpoint is here" in align("export", "model", code=2)
     align(*RUNS["sft"], "--steps", 1, "--directory", tmp_path / "run")

@@ -156,6 +156,21 @@ def test_runs_on_prompts_say_how_many_rollouts_go_through_them(align: Align, tmp
     assert "; 1 steps of 200: 1 pass\n" in told
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("sft", "--model", "model", "--data", "pairs.jsonl"), ("sft", "--model", "model", "--data", "pairs.jsonl",
+     "--lora-rank", 4), ("reward", "--model", "model", "--data", "preferences.jsonl"), PPO],
+    ids=["sft", "lora", "reward", "ppo"],
+)  # fmt: skip
+def test_gradient_checkpointing_is_said_and_changes_no_more_than_rounding(align: Align, tmp_path: Path, command):
+    align(*command, "--steps", 2, "--directory", tmp_path / "plain")
+    told = align(*command, "--steps", 2, "--gradient-checkpointing", "--directory", tmp_path / "less")
+    assert "gradient checkpointing is on" in told or command[0] == "reward"
+    for one, other in zip(metrics_of(tmp_path / "plain"), metrics_of(tmp_path / "less"), strict=True):
+        assert other["optim/loss"] == pytest.approx(one["optim/loss"], rel=1e-4, abs=1e-5)
+        assert other["optim/grad_norm"] == pytest.approx(one["optim/grad_norm"], rel=1e-3)
+
+
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr-grpo", "gspo", "cispo"])
 def test_every_loss_takes_two_updates_of_a_rollout(align: Align, tmp_path: Path, loss: str):
     run = tmp_path / loss
