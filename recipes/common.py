@@ -256,7 +256,8 @@ def tracking(
     from align.runs.directory import flat, plain
 
     accelerator = accelerator or Accelerator(cpu=True)
-    accelerator.log_with, accelerator.project_configuration.logging_dir = [*names], str(directory)
+    trackers: list[Any] = [*names]
+    accelerator.log_with, accelerator.project_configuration.logging_dir = trackers, str(directory)
     settings = {
         name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
         for name, value in flat(plain(config)).items()

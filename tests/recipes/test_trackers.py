@@ -27,7 +27,7 @@ def test_tensorboard_reads_back_every_metric_of_every_step_and_the_settings(alig
     assert [line["step"] for line in written] == [0, 1, 2] and "eval/loss" in found
     for line in written:
         for name in line.keys() - {"step"}:
-            assert found[name][line["step"]] == pytest.approx(line[name])
+            assert found[name][int(line["step"])] == pytest.approx(line[name])
     (settings,) = (tmp_path / "run" / "align").rglob("hparams.yml")
     assert "sft.optimizer.learning_rate: 2.0e-05" in settings.read_text()
 
