@@ -31,6 +31,7 @@ __all__ = [
     "DataError",
     "ExampleRows",
     "PromptRows",
+    "conversation",
     "eos_token_ids",
     "read_examples",
     "read_prompts",
@@ -185,7 +186,7 @@ def tokenize_prompts(
         DataError: if a prompt is too long, has no tokens, or is refused by the chat template.
         ValueError: if the tokenizer has no chat template and one is needed.
     """
-    conversations = [_conversation(prompt, chat, system) for prompt in rows.prompts]
+    conversations = [conversation(prompt, chat, system) for prompt in rows.prompts]
     if system is not None and not all(isinstance(prompt, list) for prompt in conversations):
         raise ValueError("system needs conversations, but the prompts are strings: pass chat=True to wrap them")
     check_settings(max_tokens, too_long)
@@ -265,7 +266,7 @@ def eos_token_ids(model_or_generation_config: Any, tokenizer: PreTrainedTokenize
     return sorted(found)
 
 
-def _conversation(prompt: Text, chat: bool, system: str | None) -> Text:
+def conversation(prompt: Text, chat: bool, system: str | None) -> Text:
     """Wrap a string as one user message if asked to, and give a conversation without a system message the given one."""
     if isinstance(prompt, str):
         if not chat:

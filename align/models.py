@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -150,7 +150,9 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     return AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
 
 
-def add_lora(model: nn.Module, *, rank: int = 16, alpha: int = 32, target_modules: str = "all-linear") -> nn.Module:
+def add_lora(
+    model: nn.Module, *, rank: int = 16, alpha: int = 32, target_modules: str | Sequence[str] = "all-linear"
+) -> nn.Module:
     """Freeze a model and put trainable low-rank adapters on its linear layers; a reward model's head is trained whole.
 
     Left out are layers at which adapters would go unheard.
@@ -160,7 +162,8 @@ def add_lora(model: nn.Module, *, rank: int = 16, alpha: int = 32, target_module
     from peft import LoraConfig, get_peft_model
 
     task = "SEQ_CLS" if type(model).__name__.endswith("ForSequenceClassification") else "CAUSAL_LM"
-    settings: dict[str, Any] = {"target_modules": target_modules, "exclude_modules": _deaf_layers(model) or None}
+    targets = target_modules if isinstance(target_modules, str) else [*target_modules]
+    settings: dict[str, Any] = {"target_modules": targets, "exclude_modules": _deaf_layers(model) or None}
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, task_type=task, **settings)
     return get_peft_model(cast(Any, model), config)
 

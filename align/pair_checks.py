@@ -103,10 +103,12 @@ def margin_of(value: Any, column: str) -> float:
 
 
 def label_of(value: Any) -> bool:
-    """Return a label; a .csv file can but write its words."""
-    words = {"true": True, "false": False}
-    if isinstance(value, bool):
-        return value
+    """Return a label; a .csv file can but write its words, and many write 0 and 1."""
+    words = {"true": True, "false": False, "1": True, "0": False}
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
     if isinstance(value, str) and value.strip().lower() in words:
         return words[value.strip().lower()]
-    raise Fault(f"label: expected true or false, got {kind(value)} ({value!r}): write true where the answer was liked")
+    raise Fault(
+        f"label: expected true or false, or 1 or 0, got {kind(value)} ({value!r}): true where the answer was liked"
+    )

@@ -104,13 +104,18 @@ def _learned(path: str) -> Reward:
 
 def _built_in(name: str) -> RewardFunction:
     if name not in BUILT_IN:
-        expected = f"expected one of {', '.join(BUILT_IN)}, module:function, path.py:function or {MODEL}FOLDER"
-        raise RewardError(f"unknown reward {name!r}: {expected}{nearest(name, BUILT_IN)}")
+        forms = f"module:function, path.py:function, {ISOLATED} before one of the two, or {MODEL}FOLDER"
+        at_once = ", ".join(each for each, make in BUILT_IN.items() if not _needs_options(make))
+        raise RewardError(f"unknown reward {name!r}: expected one of {at_once}, {forms}{nearest(name, BUILT_IN)}")
     make = BUILT_IN[name]
-    if any(option.default is option.empty for option in inspect.signature(make).parameters.values()):
+    if _needs_options(make):
         advice = f"write `reward = {name}(...)` in a file and name it as path.py:reward"
         raise RewardError(f"reward {name!r} needs options that a name cannot give: {advice}")
     return make()
+
+
+def _needs_options(make: Callable[..., RewardFunction]) -> bool:
+    return any(option.default is option.empty for option in inspect.signature(make).parameters.values())
 
 
 def _load(place: str) -> ModuleType:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from align.data import Examples
+from align.checks import Text
+from align.data import DataError, Examples, conversation
 from align.logprobs import Policy
 from align.models import Reference, reference_of
 from align.pairs import Feedback, Pairs
@@ -17,28 +19,28 @@ from recipes.common import claim_directory, execute, make_accelerator, save_resu
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from recipes.options import ChatOptions
+
 
 def learn_from_rows(
     name: str,
     options: Any,
     command: Sequence[str],
     *,
-    seed: int,
     read: Callable[..., Any],
     tokenize: Callable[..., Any],
-    build: Callable[[Policy, Any, Any, Accelerator], Any],
+    build: Callable[[Any, Policy, Any, Any, Accelerator], Any],
     go_on: str = "",
 ) -> int:
     """Read rows, load a model, learn, and return an exit code.
 
     Args:
-        name: of the command.
+        name: of the command; its settings are the field of `options` that has this name.
         options: with `model`, `data`, `held_out` and `run`.
         command: the words that started it.
-        seed: of new adapters.
         read: from a source and its split to rows.
         tokenize: from rows and a tokenizer to what the algorithm learns from.
-        build: (policy, what it learns from, what is held out or None, accelerator) -> the algorithm.
+        build: (settings, policy, what it learns from, what is held out or None, accelerator) -> the algorithm.
         go_on: a command to go on with, `{model}` in it for where the trained model is.
     """
     rows = inputs.read_both(options, read)
@@ -48,15 +50,19 @@ def learn_from_rows(
     say = partial(tell, options=options.run, accelerator=accelerator)
 
     tokenizer = inputs.make_tokenizer(options.model.model, trust_remote_code=options.model.trust_remote_code)
-    data = {part: tokenize(each, tokenizer) for part, each in rows.items()}
-    tell_rows(data, options, accelerator)
+    texts = {part: as_chats(each, options.data) for part, each in rows.items()}
+    data = {part: tokenize(each, tokenizer) for part, each in texts.items()}
+    settings = inputs.with_steps(getattr(options, name), options.data.epochs, len(data["data"]), command)
+    tell_rows(data, settings, options, accelerator)
+    if tokenizer.chat_template and any(isinstance(prompt, str) and prompt for prompt in texts["data"].prompts):
+        say("note: the rows are plain text, though the model knows chats; --chat makes each a question and its answer")
 
-    model = inputs.make_model(options.model, seed=seed)
+    model = inputs.make_model(options.model, seed=settings.seed)
     inputs.check_fit(model, [ids for each in data.values() for ids in ids_of(each)])
     say(f"{options.model.model}: {inputs.count_parameters(model)}, on {accelerator.device}")
     say(f"run: {directory}")
     held_out = data.get("eval_data")
-    algorithm = build(Policy(model), data["data"], held_out, accelerator)
+    algorithm = build(settings, Policy(model), data["data"], held_out, accelerator)
     result = execute(
         algorithm,
         directory,
@@ -74,6 +80,30 @@ def learn_from_rows(
     return result.exit_code
 
 
+def as_chats(rows: Any, options: ChatOptions) -> Any:
+    """Return rows with a system message, or with strings as chats, if that was asked for.
+
+    Raises:
+        DataError: if a row is text without a prompt, which has no turns.
+    """
+    if not options.chat and options.system is None:
+        return rows
+    answers = [name for name in ("completions", "chosen", "rejected") if hasattr(rows, name)]
+    for prompt, origin in zip(rows.prompts, rows.origins, strict=True):
+        if prompt == "":
+            raise DataError(f"{origin}: has no prompt, so it is no chat: leave out --chat and --system")
+    # conversations that are trained from their beginning have no prompt, and their system message where they begin
+    prompts = [conversation(prompt, True, options.system) if prompt else prompt for prompt in rows.prompts]
+
+    def turns(prompt: Text, answer: Text) -> Text:
+        if isinstance(answer, str):
+            return [{"role": "assistant", "content": answer}]
+        return answer if prompt else conversation(answer, True, options.system)
+
+    told = {name: list(map(turns, prompts, getattr(rows, name))) for name in answers}
+    return replace(rows, prompts=prompts, **told)
+
+
 def make_reference(
     policy: Policy, asked: Iterable[Examples], options: Any, accelerator: Accelerator, *, tokens_per_batch: int
 ) -> Reference:
@@ -88,11 +118,12 @@ def make_reference(
     return reference
 
 
-def tell_rows(data: Mapping[str, Any], options: Any, accelerator: Accelerator) -> None:
-    """Print what is learned from, `data`, and what is measured on, `eval_data` if that is there."""
+def tell_rows(data: Mapping[str, Any], settings: Any, options: Any, accelerator: Accelerator) -> None:
+    """Print what is learned from, `data`, and how often; and what is measured on, `eval_data` if that is there."""
     names = {"data": f"learning from {options.data.data}", "eval_data": f"measuring on {options.held_out.eval_data}"}
     for part, each in data.items():
-        tell(described(names[part], each), options=options.run, accelerator=accelerator)
+        often = inputs.passes(settings, len(each)) if part == "data" else ""
+        tell(described(names[part], each) + often, options=options.run, accelerator=accelerator)
 
 
 def described(name: str, data: Examples | Pairs | Feedback) -> str:

@@ -31,7 +31,7 @@ from classic_rl.on_policy_config import (
     PPOConfig,
     REINFORCEConfig,
 )
-from recipes.common import RunOptions, execute, recipe, word_after
+from recipes.common import Export, RunOptions, execute, recipe, word_after
 
 if TYPE_CHECKING:
     import gymnasium
@@ -358,7 +358,7 @@ def usage() -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, export: Export | None = None) -> None:
     """Run `align classic` and exit with its code."""
     word, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if word in AGENTS:
@@ -366,7 +366,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Without the parts that DQN's settings are in, their names would say too little: --target.every is not --every.
         named = config is DQNConfig
         options = Options[Annotated[config, tyro.conf.arg(name="")] if named else config]
-        recipe(f"align classic {word}", options, partial(train, word), partial(defaults, word), prefixes=named)(rest)
+        run = recipe(f"align classic {word}", options, partial(train, word), partial(defaults, word), prefixes=named)
+        run(rest, export)
     elif word == "eval":
         recipe("align classic eval", EvalOptions, measure)(rest)
     elif word in ("-h", "--help", "help"):

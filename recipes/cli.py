@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from align.runs import RunDirectory
+    from recipes.common import Export
 
 TRAINING = {
     "sft": ("recipes.sft", "SFTOptions", "fine-tune a model on demonstrations"),
@@ -21,6 +22,7 @@ TRAINING = {
     "kto": ("recipes.kto", "KTOOptions", "train a model on single answers, liked or not"),
     "ppo": ("recipes.ppo", "PPOOptions", "train a model on prompts and rewards, with a critic"),
     "eval": ("recipes.evaluate", "EvalOptions", "measure a model: mean rewards on prompts"),
+    "export": ("recipes.export", "ExportOptions", "save the model of a checkpoint, of a run that was stopped"),
     "ladder": ("recipes.classic_ladder", "LadderOptions", "check a classic agent, from one batch to the known return"),
 }
 """Command -> the file that does it, its options in recipes.options, and what it does."""
@@ -37,15 +39,15 @@ READING = {
 """Command -> what follows it, and what it does."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, export: Export | None = None) -> None:
     """Run one command and exit with its code; 2 for an error that the user can mend."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     refuse_a_namesake()
     command, rest = (given[0], given[1:]) if given else ("--help", [])
     if command in TRAINING:
-        run_recipe(command, rest)
+        run_recipe(command, rest, export)
     elif command == CLASSIC:
-        import_module("recipes.classic").main(rest)
+        import_module("recipes.classic").main(rest, export)
     elif command in READING:
         sys.exit(read(command, rest))
     elif command in ("-h", "--help", "help"):
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(complaint(f"unknown command {command!r}{meant}\n\n{usage()}"))
 
 
-def run_recipe(command: str, arguments: Sequence[str]) -> None:
+def run_recipe(command: str, arguments: Sequence[str], export: Export | None) -> None:
     """Parse the options of a recipe, and only then import it."""
     from recipes import options
     from recipes.common import recipe
@@ -69,7 +71,7 @@ def run_recipe(command: str, arguments: Sequence[str]) -> None:
         return import_module(module).train(parsed, words)
 
     defaults = getattr(options, f"{command}_defaults", None)
-    recipe(f"align {command}", getattr(options, name), train, defaults)(arguments)
+    recipe(f"align {command}", getattr(options, name), train, defaults)(arguments, export)
 
 
 def read(command: str, arguments: Sequence[str]) -> int:

@@ -10,13 +10,19 @@ import os
 import shlex
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from recipes.foreign import hints
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,6 +32,15 @@ if TYPE_CHECKING:
     from align.runs.run import Algorithm, RunResult
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What `align export` asks of a recipe: not to train, but to save the model of a checkpoint."""
+
+    step: int | None = None
+    output: Path | None = None
+    merge: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,11 +61,17 @@ class RunOptions:
     """Show nothing but warnings and how the run ended."""
     profile: bool = False
     """Measure some steps, and say at the end where their time and memory went; also in profile.txt of the run."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Trackers that get the settings and every step's metrics too; tensorboard writes into the run's directory."""
+    export: Annotated[Export | None, tyro.conf.Suppress] = None
+    """Set by `align export`, never by a command line."""
 
     def __post_init__(self) -> None:
         for name, least in (("save_every", 1), ("evaluate_every", 0), ("log_every", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if missing := [name for name in self.report_to if find_spec(name) is None]:
+            raise ValueError(f"report_to {' '.join(missing)}: not installed: pip install {' '.join(missing)}")
 
     def resolve(self, name: str) -> Path:
         """Return the run's directory: the one given, the newest of this name to resume, or a new one."""
@@ -83,13 +104,16 @@ def recipe(
         prefixes: whether an option of a part is named by it, as --target.every; else it is --every.
     """
 
-    def main(arguments: Sequence[str] | None = None) -> None:
-        import tyro
-
+    def main(arguments: Sequence[str] | None = None, export: Export | None = None) -> None:
         given = list(sys.argv[1:] if arguments is None else arguments)
         style = (tyro.conf.FlagCreatePairsOff, *(() if prefixes else (tyro.conf.OmitArgPrefixes,)))
         default: dict[str, Any] = {"default": defaults(given)} if defaults else {}
-        parsed = tyro.cli(options, prog=program, args=given, config=style, **default)
+        if told := hints(options, given):
+            print("".join(f"error: {words}\n" for words in told) + f"{program} --help shows all", file=sys.stderr)
+            sys.exit(2)
+        parsed: Any = tyro.cli(options, prog=program, args=given, config=style, **default)
+        if export:
+            parsed = replace(parsed, run=replace(parsed.run, export=export))
         with errors_in_one_line():
             sys.exit(train(parsed, [*launched(program), *given]))
 
@@ -129,9 +153,15 @@ def errors_in_one_line() -> Iterator[None]:
         if "Connection closed by peer" in str(error):
             error = RuntimeError("another process of this run failed: its line tells why")
         print(f"error: {error}", file=sys.stderr)
-        if error.__cause__ or not ours:  # what is ours says what was wrong where; of others this may not be enough
+        if not raised_here(error.__cause__ or error):  # what we say is complete; of others this may not be enough
             print("(ALIGN_TRACEBACK=1 shows where)", file=sys.stderr)
         sys.exit(2)
+
+
+def raised_here(error: BaseException) -> bool:
+    """Return whether an error was raised in this project's own code, which says what was wrong where."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] in ("align", "classic_rl", "recipes")
 
 
 def make_accelerator() -> Accelerator:
@@ -158,6 +188,8 @@ def claim_directory(options: RunOptions, name: str, config: Any, accelerator: Ac
     if accelerator.num_processes > 1:
         broadcast_object_list(names)
     directory = RunDirectory(names[0])
+    if options.export:  # a model is worth having, whatever became of the data since
+        return directory.path
     directory.check(plain(config), resume=options.resume and directory.holds_a_run)
     return directory.path
 
@@ -172,10 +204,15 @@ def execute(
     accelerator: Accelerator | None = None,
     evaluate: Callable[[], dict[str, float]] | None = None,
 ) -> RunResult:
-    """Run an algorithm in its directory, in as many processes as the accelerator has; without one, in this process."""
-    from align.runs.directory import RunDirectory
-    from align.runs.run import run
+    """Run an algorithm in its directory, in as many processes as the accelerator has; without one, in this process.
 
+    For `align export` it goes to a checkpoint instead, and the result is as if the run had ended there.
+    """
+    from align.runs.directory import RunDirectory
+    from align.runs.run import restore, run
+
+    if export := options.export:
+        return restore(algorithm, directory, step=export.step, final=export.output)
     profiled = None
     if options.profile and (accelerator is None or accelerator.is_main_process):
         from align.runs.profiling import Profiled
@@ -186,23 +223,54 @@ def execute(
     words = [word for word in command if word != "--resume"]
     if options.directory is None:
         words += ["--directory", str(directory)]
-    result = run(
-        profiled or algorithm,
-        directory,
-        config=config,
-        command=shlex.join(words),
-        # A run that was killed before its first step has no directory yet, and begins.
-        resume=options.resume and RunDirectory(directory).holds_a_run,
-        save_every=options.save_every,
-        evaluate=evaluate,
-        evaluate_every=options.evaluate_every,
-        log_every=options.log_every,
-        quiet=options.quiet,
-        **where,
-    )
+    with tracking(options.report_to, directory, config, accelerator) as track:
+        result = run(
+            profiled or algorithm,
+            directory,
+            track=track,
+            config=config,
+            command=shlex.join(words),
+            # A run that was killed before its first step has no directory yet, and begins.
+            resume=options.resume and RunDirectory(directory).holds_a_run,
+            save_every=options.save_every,
+            evaluate=evaluate,
+            evaluate_every=options.evaluate_every,
+            log_every=options.log_every,
+            quiet=options.quiet,
+            **where,
+        )
     if profiled:
         print(f"\n{profiled.finish()}", flush=True)
+    if not result.finished and (accelerator is None or accelerator.is_main_process):
+        print(f"Or take its model as it is now: align export {directory}", flush=True)
     return result
+
+
+@contextmanager
+def tracking(
+    names: Sequence[str], directory: Path, config: Any, accelerator: Accelerator | None
+) -> Iterator[Callable[[int, dict[str, float]], None] | None]:
+    """Yield what hands the metrics of a step to trackers, which know the settings of the run; None without trackers."""
+    if not names:
+        yield None
+        return
+    from accelerate import Accelerator
+
+    from align.runs.directory import flat, plain
+
+    accelerator = accelerator or Accelerator(cpu=True)
+    trackers: list[Any] = [*names]
+    accelerator.log_with, accelerator.project_configuration.logging_dir = trackers, str(directory)
+    settings = {
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for name, value in flat(plain(config)).items()
+    }
+    accelerator.init_trackers("align", config=settings, init_kwargs={"wandb": {"name": directory.name}})
+    try:
+        yield lambda step, metrics: accelerator.log(metrics, step=step)
+    finally:
+        for tracker in accelerator.trackers:  # not end_training, which leaves processes nothing to wait by
+            tracker.finish()
 
 
 def processes(accelerator: Accelerator) -> dict[str, Any]:
@@ -240,8 +308,26 @@ def save_result(
         # who loads it samples to the ends that it was trained to
         if generation := base_model(model).generation_config:
             generation.eos_token_id = eos_token_ids(model, tokenizer)
+        if options.run.export and options.run.export.merge:
+            model = merged(model)
         save_model(model, tokenizer, result.directory.final, card=model_card(result))
     accelerator.wait_for_everyone()
+
+
+def merged(model: Any) -> Any:
+    """Return a model with its adapters, if it has some, added to its weights.
+
+    Raises:
+        ValueError: if these are of 4 bits, which would round the adapters away.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    if getattr(model, "is_loaded_in_4bit", False):
+        raise ValueError(
+            "--merge: weights of 4 bits would round the adapters away: export without it, and add them to the whole "
+            "weights with AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload()"
+        )
+    return model.merge_and_unload()
 
 
 def model_card(result: RunResult, task: str = "text-generation") -> str:

@@ -26,13 +26,13 @@ WITHOUT_REFERENCE = ("simpo", "orpo")
 
 def train(options: DPOOptions, command: Sequence[str]) -> int:
     """Run the recipe and return its exit code."""
-    data, config, name = options.data, options.dpo, options.objective.loss
-    chosen = objective(name, config)
+    data, name = options.data, options.objective.loss
+    chosen = objective(name, options.dpo)
 
     if name in WITHOUT_REFERENCE and options.reference.reference_cache:
         raise ValueError(f"--reference-cache means nothing to --loss {name}, which has no reference: leave it out")
 
-    def build(policy: Policy, pairs: Pairs, held_out: Pairs | None, accelerator: Accelerator) -> DPO:
+    def build(config: DPOConfig, policy: Policy, pairs: Pairs, held_out: Pairs | None, accelerator: Accelerator) -> DPO:
         asked = [side for each in (pairs, held_out) if each for side in (each.chosen, each.rejected)]
         budget = config.optimizer.tokens_per_micro_batch
         reference = None
@@ -45,7 +45,6 @@ def train(options: DPOOptions, command: Sequence[str]) -> int:
         "dpo",
         options,
         command,
-        seed=config.seed,
         read=partial(read_pairs, degenerate=data.degenerate),
         tokenize=partial(tokenize_pairs, **limits),
         build=build,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from align.reward_head import RewardModel, load_reward_model
 from align.rewards import Reward, RewardError, check_rewards
 from align.rows import DataError, nearest, no_such_folder
 from recipes import numbers_game, word_problems
+from recipes.common import word_after
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from recipes.options import ModelOptions, PromptOptions
 
 SAMPLING_HABITS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+TOKENIZER = ("token*", "vocab*", "*.model", "*.tiktoken", "*token*.py")
+"""What the files of a tokenizer are called."""
 
 SCHEMES: Mapping[str, Callable[..., Any]] = {
     procedural.SCHEME: procedural.task_rows,
@@ -47,10 +52,26 @@ def read_rewards(names: Sequence[Sequence[str]]) -> list[Reward]:
         raise RewardError("no reward: name one, as in --reward exact_answer or --reward my_rewards.py:function")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for module:function, as `python -m` has it
-    return [_weighted(name) for group in names for name in group]
+    listed = [name for group in names for name in group]
+    return told_apart([_weighted(name) for name in listed], listed)
+
+
+def told_apart(rewards: Sequence[Reward], names: Sequence[str]) -> list[Reward]:
+    """Give rewards of one name the parts of their places in which they differ: model:a/final and model:b/final."""
+    taken = [reward.name for reward in rewards]
+    places = [Path(name.rpartition("=")[0] or name).with_suffix("").parts for name in names]
+    apart = []
+    for reward, place in zip(rewards, places, strict=True):
+        alike = [set(other) for other, name in zip(places, taken, strict=True) if name == reward.name]
+        own = [part for part in place if part not in set.intersection(*alike)]
+        named = "-".join(part.removeprefix(reward_names.MODEL) for part in own)
+        apart.append(replace(reward, name=f"{reward.name}-{named}") if len(alike) > 1 and named else reward)
+    return apart
 
 
 def _weighted(named: str) -> Reward:
+    if named.startswith(reward_names.MODEL):
+        refuse_run(Path(named.removeprefix(reward_names.MODEL).partition("=")[0]), f"--reward {named}")
     name, equals, weight = named.rpartition("=")
     if not equals or "/" in weight or ":" in weight:  # the sign belongs to a path
         return reward_names.resolve(named)
@@ -118,6 +139,9 @@ def record(options: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     asked = {name: value for name, value in asdict(options).items() if name != "run"}
+    for settings in asked.values() if asked["data"].get("epochs") else ():
+        if "steps" in settings:
+            settings["steps"] = None  # follows from the epochs, once it is known how many rows are long enough
     return {**asked, "fingerprint": {name: fingerprint(each) for name, each in rows.items()}}
 
 
@@ -131,6 +155,35 @@ def make_prompts(rows: PromptRows, options: PromptOptions, tokenizer: PreTrained
         chat=options.chat or options.system is not None,
         system=options.system,
     )
+
+
+def with_steps(config: Any, epochs: float | None, rows: int, command: Sequence[str]) -> Any:
+    """Return the settings of an algorithm with the steps that so many epochs take, if epochs were asked for.
+
+    Raises:
+        ValueError: if steps were asked for too.
+    """
+    if epochs is None:
+        return config
+    if word_after(command, "--steps"):
+        raise ValueError("--epochs and --steps both say how long: give one of them")
+    return replace(config, steps=math.ceil(epochs * rows / per_step(config)))
+
+
+def per_step(config: Any) -> int:
+    """Return how many rows an optimizer step, or a rollout, takes."""
+    names = ("examples_per_step", "pairs_per_step", "prompts_per_step")
+    return next(getattr(config, name) for name in names if hasattr(config, name))
+
+
+def passes(config: Any, rows: int) -> str:
+    """Say how often a run goes through its rows."""
+    updates = math.prod(getattr(config, name, 1) for name in ("updates_per_rollout", "epochs", "minibatches"))
+    takes = math.ceil(config.steps / updates)
+    times = takes * per_step(config) / rows
+    told = f"{times:,.0f}" if times >= 10 else f"{times:.2g}"
+    what = "steps" if updates == 1 else "rollouts"
+    return f"; {takes:,} {what} of {per_step(config)}: {told} pass{'es' * (told != '1')}"
 
 
 def describe(name: str, lengths: Sequence[int], dropped: int, what: str) -> str:
@@ -199,13 +252,16 @@ def make_value_model(
 
 
 def with_adapters(model: nn.Module, options: ModelOptions, *, seed: int) -> nn.Module:
-    """Return a model with new adapters if asked for."""
+    """Return a model with new adapters, and with gradient checkpointing, as far as asked for."""
     import torch
 
-    if not options.lora_rank:
-        return model
-    torch.manual_seed(seed)
-    return add_lora(model, rank=options.lora_rank, alpha=options.lora_alpha)
+    if options.lora_rank:
+        torch.manual_seed(seed)
+        targets = options.lora_targets or "all-linear"
+        model = add_lora(model, rank=options.lora_rank, alpha=options.lora_alpha, target_modules=targets)
+    if options.gradient_checkpointing:
+        base_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
 
 
 def count_parameters(model: nn.Module) -> str:
@@ -243,9 +299,21 @@ def sampling_habits(model: nn.Module) -> dict[str, Any]:
 
 
 def check_folder(model: str, option: str = "--model") -> None:
-    """Refuse a mistyped folder before it is looked up on the hub as an id."""
+    """Refuse a mistyped folder before it is looked up on the hub as an id, and one that lacks a model or its tokens."""
     if told := no_such_folder(model):
         raise ValueError(f"{option} {model}: {told}")
+    path = Path(model).expanduser()
+    refuse_run(path, f"{option} {model}")
+    if (path / "config.json").exists() and not any(file for name in TOKENIZER for file in path.glob(name)):
+        raise ValueError(f"{option} {model}: has no tokenizer: put it there with tokenizer.save_pretrained({model!r})")
+
+
+def refuse_run(path: Path, named: str) -> None:
+    """Refuse the directory of a run where its model is meant."""
+    if (path / "events.jsonl").exists():
+        final = path / "final"
+        advice = f"its model is in {final}" if final.exists() else f"it saved none, and align export {path} does"
+        raise ValueError(f"{named}: is the directory of a run: {advice}")
 
 
 @contextmanager

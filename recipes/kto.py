@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from align.config import KTOConfig
 from align.kto import KTO, asked_of_reference
 from align.logprobs import Policy
 from align.pairs import Feedback, read_feedback, tokenize_feedback
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 
 def train(options: KTOOptions, command: Sequence[str]) -> int:
     """Run the recipe and return its exit code."""
-    data, config = options.data, options.kto
+    data = options.data
 
-    def build(policy: Policy, feedback: Feedback, held_out: Feedback | None, accelerator: Accelerator) -> KTO:
+    def build(
+        config: KTOConfig, policy: Policy, feedback: Feedback, held_out: Feedback | None, accelerator: Accelerator
+    ) -> KTO:
         asked, budget = asked_of_reference(feedback, config, held_out), config.optimizer.tokens_per_micro_batch
         reference = make_reference(policy, asked, options, accelerator, tokens_per_batch=budget)
         return KTO(policy, feedback, config, accelerator, reference=reference)
@@ -30,7 +33,6 @@ def train(options: KTOOptions, command: Sequence[str]) -> int:
         "kto",
         options,
         command,
-        seed=config.seed,
         read=read_feedback,
         tokenize=partial(tokenize_feedback, max_tokens=data.max_tokens, too_long=data.too_long),
         build=build,

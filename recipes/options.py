@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,11 +60,19 @@ class ModelOptions:
     """Rank of the LoRA adapters; 0 trains all weights."""
     lora_alpha: int = 32
     """The adapters' output is scaled by lora_alpha / lora_rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the layers that get adapters, such as q_proj v_proj; by default all linear ones."""
+    gradient_checkpointing: bool = False
+    """Keep less for the backward pass, which computes each layer again: less memory, more time."""
     quantize: Literal["4bit"] | None = None
     """Hold the frozen weights under the adapters as 4-bit numbers (QLoRA), an eighth of their memory in float32; needs
     'align-rl[qlora]'."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
+
+    def __post_init__(self) -> None:
+        if self.lora_targets and not self.lora_rank:
+            raise ValueError("lora_targets are the layers that get adapters, of which there are none: give a lora_rank")
 
 
 @dataclass(frozen=True)
@@ -72,8 +81,8 @@ class PromptOptions:
 
     data: str
     """A .jsonl, .json, .csv or .parquet file, a folder of them, owner/name or owner/name:config of the hub, or
-    "reasoning_gym:TASK?size=500&seed=0", with further options of the task; several by weight as
-    mix:a.jsonl=0.7,b.jsonl=0.3."""
+    a task: "reasoning_gym:TASK?size=500&seed=0" with further options of the task, gsm8k:DATA for word problems, or
+    countdown:numbers=3 for the numbers game; several by weight as mix:a.jsonl=0.7,b.jsonl=0.3."""
     split: str = "train"
     """Split to take where the data have several."""
     max_prompt_tokens: int | None = None
@@ -95,10 +104,26 @@ class RowOptions:
     by weight as mix:a.jsonl=0.7,b.jsonl=0.3, of which each may have a form of its own."""
     split: str = "train"
     """Split to take where the data have several."""
+    epochs: float | None = None
+    """Times that the data are gone through, in place of --steps."""
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise ValueError(f"epochs must be above 0, got {self.epochs}")
 
 
 @dataclass(frozen=True)
-class ExampleOptions(RowOptions):
+class ChatOptions:
+    """Whether strings become chats."""
+
+    chat: bool = False
+    """Make a chat of rows that are strings: the prompt is the user's message, the answer the assistant's."""
+    system: str | None = None
+    """System message for every chat that has none; makes chats of strings, as --chat does."""
+
+
+@dataclass(frozen=True)
+class ExampleOptions(ChatOptions, RowOptions):
     """What is imitated: rows of prompt and completion, of messages, or of text."""
 
     max_tokens: int | None = None
@@ -120,6 +145,11 @@ class PairOptions(RowOptions):
 
 
 @dataclass(frozen=True)
+class ChatPairOptions(ChatOptions, PairOptions):
+    """What was preferred to what: rows of prompt, chosen and rejected, or of chosen and rejected that begin alike."""
+
+
+@dataclass(frozen=True)
 class RatedPairOptions(PairOptions):
     """What was preferred to what, and by how much: rows of prompt, chosen and rejected, or of both that begin alike."""
 
@@ -128,8 +158,8 @@ class RatedPairOptions(PairOptions):
 
 
 @dataclass(frozen=True)
-class FeedbackOptions(RowOptions):
-    """What was liked and what was not: rows of prompt, completion and label, which is true or false."""
+class FeedbackOptions(ChatOptions, RowOptions):
+    """What was liked and what was not: rows of prompt, completion and label, which is true or false, or 1 or 0."""
 
     max_tokens: int | None = None
     """Most tokens of a prompt with its answer, those of the chat template included; None for no limit."""
@@ -223,7 +253,7 @@ class DPOOptions:
     """
 
     model: ModelOptions
-    data: PairOptions
+    data: ChatPairOptions
     objective: PreferenceOptions = field(default_factory=PreferenceOptions)
     reference: ReferenceOptions = field(default_factory=ReferenceOptions)
     held_out: HeldOutOptions = field(default_factory=HeldOutOptions)
@@ -327,6 +357,23 @@ class EvalOptions:
 
 
 @dataclass(frozen=True)
+class ExportOptions:
+    """Save the model of a checkpoint: what a run that was stopped or killed had learned until then.
+
+    Call it in the folder in which the run was started: its command is taken up, with its data, to build the same model.
+    """
+
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Directory of the run."""
+    step: int | None = None
+    """Step of the checkpoint, by default the newest that is intact."""
+    output: Path | None = None
+    """Folder to save to; by default exported-STEP in the run's directory."""
+    merge: bool = False
+    """Add the adapters to the weights under them, and save a plain model."""
+
+
+@dataclass(frozen=True)
 class LadderOptions:
     """Check an agent rung by rung: one batch, trivial environments, the known return; exit with 1 where one fails."""
 
@@ -368,4 +415,4 @@ def dpo_defaults(arguments: Sequence[str]) -> DPOOptions:
     """Return the defaults of `align dpo`, which depend on the loss that the command line names."""
     loss: Any = word_after(arguments, "--loss")
     config: Any = PREFERENCE_DEFAULTS.get(loss, {})
-    return DPOOptions(ModelOptions(model=tyro.MISSING), PairOptions(data=tyro.MISSING), dpo=DPOConfig(**config))
+    return DPOOptions(ModelOptions(model=tyro.MISSING), ChatPairOptions(data=tyro.MISSING), dpo=DPOConfig(**config))

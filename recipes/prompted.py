@@ -49,7 +49,8 @@ def train_on_prompts(
     tokenizer = inputs.make_tokenizer(options.model.model, trust_remote_code=options.model.trust_remote_code)
     prompts = inputs.make_prompts(rows, options.data, tokenizer)
     lengths = [len(ids) for ids in prompts.ids]
-    say(inputs.describe(f"learning from {options.data.data}", lengths, prompts.dropped, "prompts"))
+    often = inputs.passes(getattr(options, "grpo", None) or getattr(options, "ppo", None), len(prompts))
+    say(inputs.describe(f"learning from {options.data.data}", lengths, prompts.dropped, "prompts") + often)
     held_out = None
     if held_out_options and held_out_rows:
         held_out = inputs.make_prompts(held_out_rows, held_out_options, tokenizer)

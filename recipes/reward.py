@@ -35,13 +35,14 @@ def train(options: RewardModelOptions, command: Sequence[str]) -> int:
     separate_padding(model, tokenizer)
     limits: dict[str, Any] = {"max_tokens": data.max_tokens, "too_long": data.too_long, "degenerate": data.degenerate}
     pairs = {name: tokenize_pairs(each, tokenizer, **limits) for name, each in rows.items()}
-    tell_rows(pairs, options, accelerator)
+    settings = inputs.with_steps(options.reward, data.epochs, len(pairs["data"]), command)
+    tell_rows(pairs, settings, options, accelerator)
     inputs.check_fit(model, [ids for each in pairs.values() for ids in ids_of(each)])
 
     module = RewardModel(inputs.with_adapters(model, options.model, seed=seed))
     say(f"{options.model.model}: {inputs.count_parameters(module)}, on {accelerator.device}")
     say(f"run: {directory}")
-    algorithm = RewardTraining(module, pairs["data"], options.reward, accelerator)
+    algorithm = RewardTraining(module, pairs["data"], settings, accelerator)
     held_out = pairs.get("eval_data")
     result = execute(
         algorithm,

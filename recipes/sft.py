@@ -25,10 +25,9 @@ def train(options: SFTOptions, command: Sequence[str]) -> int:
         "sft",
         options,
         command,
-        seed=options.sft.seed,
         read=read_examples,
         tokenize=partial(tokenize_examples, max_tokens=data.max_tokens, too_long=data.too_long),
-        build=partial(build, options.sft),
+        build=build,
         go_on="align grpo --model {model} --data prompts.jsonl --reward exact_answer",
     )
 

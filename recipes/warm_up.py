@@ -36,7 +36,7 @@ def warm_up(
     tell(f"Warm-up: {steps} supervised steps; 40 % of the walks shown think.", run, accelerator)
     sft = supervised(Policy(model), tokenizer, accelerator, steps=steps, seed=seed)
     # Too short to be worth measuring or resuming half-way: what counts is its model.
-    run = replace(run, directory=directory, evaluate_every=0, save_every=max(1, steps), profile=False)
+    run = replace(run, directory=directory, evaluate_every=0, save_every=max(1, steps), profile=False, report_to=())
     result = execute(sft, directory, run, config=config, command=command, accelerator=accelerator)
     if result.finished:
         save_result(model, tokenizer, result, config, accelerator)

@@ -92,6 +92,11 @@ def save_checkpoint(directory: str | Path, step: int, state: Any, keep: int = 2)
     return path
 
 
+def steps_of(directory: str | Path) -> list[int]:
+    """Return the steps of the checkpoints in a folder, damaged ones too, in their order."""
+    return [step for step, path in _candidates(Path(directory)) if not path.suffix]
+
+
 def load_latest(directory: str | Path) -> Checkpoint | None:
     """Load the newest intact checkpoint of a folder, or None where the folder has none at all.
 

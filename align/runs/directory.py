@@ -8,6 +8,7 @@
     checkpoints/       checkpoint-N folders
     report.html        everything above, readable
     final/             for the recipe: the trained model
+    exported-N/        for `align export`: the model of checkpoint N
     profile.txt        where steps went, if that was asked for
 
 Lines are appended and flushed, so that a kill tears at most the last one; that one is dropped when it is read.

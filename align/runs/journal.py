@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from align.runs.console import Display
@@ -27,8 +27,13 @@ MOST_IN_GROUP = 16
 class Journal:
     """What happened, written line by line as it happens."""
 
-    def __init__(self, directory: RunDirectory, display: Display) -> None:
-        self.directory, self.display = directory, display
+    def __init__(
+        self,
+        directory: RunDirectory,
+        display: Display,
+        track: Callable[[int, dict[str, float]], None] | None = None,
+    ) -> None:
+        self.directory, self.display, self.track = directory, display, track
         self._watch = HealthWatch()
         self._not_finite: set[str] = set()
         self._every = max(1, math.ceil(display.total_steps / (SAMPLES_OF_A_RUN - 2)))
@@ -56,6 +61,8 @@ class Journal:
         bad = _not_finite(values)
         line = {name: None if name in bad else value for name, value in values.items()}
         self.directory.append("metrics.jsonl", {**line, "step": step})
+        if self.track:
+            self.track(step, values)
         if step:
             self.display.step(step, values)
         else:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from safetensors.torch import save_file
 
-from align.runs.checkpoint import Checkpoint, load_latest, save_checkpoint
+from align.runs.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_latest, save_checkpoint
 from align.runs.console import Display
 from align.runs.directory import RunDirectory, describe_environment, differences, plain
 from align.runs.journal import Journal
@@ -104,6 +104,7 @@ def run(
     quiet: bool = False,
     device: str | None = None,
     harmless: Iterable[str] = (),
+    track: Callable[[int, dict[str, float]], None] | None = None,
     is_main: bool = True,
     barrier: Callable[[], None] | None = None,
     any_process: Callable[[bool], bool] | None = None,
@@ -131,6 +132,7 @@ def run(
         quiet: show nothing but warnings and how the run ended.
         device: what it runs on, in words, for the record.
         harmless: further options, by name, that may differ on resume; `HARMLESS` always may.
+        track: called in the main process with each step and all its metrics, as they are written down.
         is_main: whether this process writes.
         barrier: waits for all processes; given in a run of several.
         any_process: tells whether a flag is set in any process, called once a step by each. Without it a run of
@@ -154,7 +156,7 @@ def run(
     if checkpoint:
         algorithm.load_state(checkpoint.state)
     display = Display(algorithm.total_steps, console, log_every=log_every, quiet=quiet or not is_main)
-    journal = Journal(folder, display) if is_main else None
+    journal = Journal(folder, display, track) if is_main else None
     if journal:
         _open(journal, plain(config), describe_environment(device=device, command=command), checkpoint, resume)
     loop = _Loop(
@@ -173,6 +175,35 @@ def run(
         _close(journal, result, command)
     wait()
     return result
+
+
+def restore(
+    algorithm: Algorithm, directory: str | Path, *, step: int | None = None, final: Path | None = None
+) -> RunResult:
+    """Take an algorithm to a checkpoint of its run, and return the result that the run would have had there.
+
+    Nothing is written.
+
+    Args:
+        algorithm: made as for the run.
+        directory: of the run.
+        step: of the checkpoint; by default the newest that is intact.
+        final: becomes `directory.final` of the result; by default `exported-N` in the run's directory, N the step.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged or not there, or none is intact.
+    """
+    folder = RunDirectory(directory)
+    if step is None:
+        checkpoint = load_latest(folder.checkpoints)
+    else:
+        checkpoint = load_checkpoint(folder.checkpoints / f"checkpoint-{step}")
+    if checkpoint is None:
+        raise CheckpointError(f"{folder.path} has no checkpoint: it ended before its first one (--save-every)")
+    algorithm.load_state(checkpoint.state)
+    folder.final = final or folder.path / f"exported-{checkpoint.step}"
+    before = [line for line in folder.history() if line["step"] <= checkpoint.step]
+    return RunResult(checkpoint.step, folder, _without_step(before[-1]) if before else {}, _last_evaluation(before))
 
 
 @dataclass

@@ -91,7 +91,7 @@ IMPLICIT: dict[str, tuple[Any, str]] = {
 
 FEEDBACK: dict[str, tuple[Any, str]] = {
     "no label": ({"prompt": "a", "completion": "b"}, "label: missing in this row"),
-    "label that is a number": ({"prompt": "a", "completion": "b", "label": 1}, r"label: expected true.*a number \(1\)"),
+    "label that is a number": ({"prompt": "a", "completion": "b", "label": 2}, r"label: expected true.*a number \(2\)"),
     "label that is a word": ({"prompt": "a", "completion": "b", "label": "good"}, "label: expected true or false"),
     "empty completion": ({"prompt": "a", "completion": "", "label": True}, "completion: is empty"),
     "begins with the user": (
@@ -231,6 +231,14 @@ def test_pairs_come_out_side_by_side():
     assert [row[:n] for row, n in zip(sequences.input_ids.tolist(), sequences.lengths.tolist(), strict=True)] == [
         pairs.chosen.ids[1], pairs.rejected.ids[1], pairs.chosen.ids[0], pairs.rejected.ids[0]
     ]  # fmt: skip
+
+
+def test_labels_are_true_and_false_or_1_and_0_as_numbers_and_as_words_of_a_csv_file(tmp_path: Path):
+    labels = [True, False, 1, 0, 1.0, "1", "0", "True"]
+    rows = read_feedback([{"prompt": "a", "completion": "b", "label": label} for label in labels])
+    assert rows.labels == [True, False, True, False, True, True, False, True]
+    (tmp_path / "liked.csv").write_text("prompt,completion,label\n2+2=,4,1\n2+2=,5,0\n")
+    assert read_feedback(tmp_path / "liked.csv").labels == [True, False]
 
 
 def test_feedback_keeps_each_answer_with_its_label(tmp_path: Path):

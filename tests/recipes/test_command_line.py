@@ -9,14 +9,18 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tyro
 
-from align.config import SamplingConfig
-from recipes.common import RunOptions
+from align.config import SamplingConfig, SFTConfig
+from recipes import options
+from recipes.common import RunOptions, errors_in_one_line
+from recipes.foreign import hints
+from recipes.inputs import check_folder
 from recipes.options import (
     CLIP_BOUNDS,
     EvalOptions,
@@ -93,6 +97,84 @@ def test_a_mistake_ends_in_words_with_the_way_out(align: Align, place: Path, arg
         align(*SHORT, "--steps", 1, "--lora-rank", 2, "--directory", "lora-run")
         (place / "lora-run" / "final").rename(place / "lora")
     assert advice in align(*arguments, code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        ((*GRPO, "--num-generations", 4), "error: unrecognized: --num-generations; here: --group-size\n"),
+        (("grpo", "--output-dir", "x"), "--output-dir; here: --directory"),
+        ((*GRPO, "--max_completion_length=9"), "--max-completion-length; here: --max-new-tokens"),
+        (
+            (*GRPO, "--lr", 1, "--beta", 0.1),
+            "--lr; here: --learning-rate\nerror: unrecognized: --beta; here: --kl-coef",
+        ),
+        (("sft", "--per-device-train-batch-size", 8), "here: --examples-per-step"),
+        (("dpo", "--per-device-train-batch-size", 8), "here: --pairs-per-step"),
+        (("kto", "--max-steps", 8), "here: --steps"),
+        (("ppo", "--num-ppo-epochs", 8), "here: --epochs"),
+        (("sft", "--bf16"), "here: nothing: arithmetic is bfloat16 where a GPU has it"),
+        (("classic", "ppo", "--env", "CartPole-v1", "--total-timesteps", 100), "here: --env-steps"),
+        (("classic", "dqn", "--env", "CartPole-v1", "--steps", 100), "here: --env-steps"),
+        (("classic", "reinforce", "--env", "CartPole-v1", "--steps", 100), "here: --updates"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_an_option_by_its_name_elsewhere_is_told_what_it_is_here(align: Align, arguments, advice):
+    assert advice in align(*arguments, code=2)
+
+
+def test_the_directory_of_a_run_and_a_folder_without_a_tokenizer_are_told_from_a_model(
+    align: Align, place: Path, tmp_path: Path
+):
+    run, bare = tmp_path / "run", tmp_path / "bare"
+    align(*SHORT, "--steps", 1, "--directory", run)
+    told = align(*GRPO, "--model", run, code=2)
+    assert f"error: --model {run}: is the directory of a run: its model is in {run / 'final'}\n" in told
+    assert f"its model is in {run / 'final'}" in align(*GRPO, "--reward", f"model:{run}=0.5", code=2)
+    shutil.rmtree(run / "final")
+    assert f"align export {run} does" in align(*GRPO, "--model", run, code=2)
+    shutil.copytree(place / "model", bare, ignore=shutil.ignore_patterns("*token*", "chat*"))
+    assert f"{bare}: has no tokenizer: put it there with tokenizer.save_pretrained" in align(
+        *GRPO, "--model", bare, code=2
+    )
+
+
+def test_two_rewards_of_one_name_are_called_by_where_they_come_from(align: Align, place: Path, tmp_path: Path):
+    for name in ("a", "b"):
+        shutil.copytree(place / "scorer", place / "scorers" / name / "final")
+        (place / f"rules_{name}.py").write_text("def brief(completions, **columns): return [1.0] * len(completions)")
+    rewards = ("model:scorers/a/final", "model:scorers/b/final=0.5", "rules_a.py:brief", "rules_b.py:brief")
+    align("eval", "--model", "model", "--data", "few.jsonl", "--max-new-tokens", 2, "--reward", *rewards,
+          "exact_answer", "--output", tmp_path / "out.jsonl")  # fmt: skip
+    parts = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["parts"]
+    assert parts.keys() == {"model-a", "model-b", "brief-rules_a", "brief-rules_b", "exact_answer"}
+
+
+def test_an_unknown_reward_is_told_those_that_a_name_can_give(align: Align):
+    told = align(*GRPO, "--reward", "nothing_like_it", code=2)
+    assert "exact_answer" in told and "isolated: before one of the two" in told
+    assert not any(name in told for name in ("judge", "regex_format", "soft_overlong"))
+
+
+def test_where_an_error_came_from_is_offered_for_those_of_other_libraries_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("warnings.formatwarning", lambda *_: "")
+
+    def told(mistake: Callable[[], object]) -> str:
+        with pytest.raises(SystemExit), errors_in_one_line():
+            mistake()
+        return capsys.readouterr().err
+
+    assert told(lambda: SFTConfig(steps=0)) == "error: steps must be at least 1, got 0\n"
+    assert told(lambda: check_folder("./nowhere")) == "error: --model ./nowhere: no such folder\n"
+    assert "(ALIGN_TRACEBACK=1 shows where)" in told(lambda: json.loads("{"))
+
+
+def test_an_option_that_is_one_here_too_is_taken_as_such():
+    assert hints(options.DPOOptions, ["--beta", "0.1", "--steps=3", "--quiet"]) == []
+    assert hints(options.GRPOOptions, ["--reward", "beta", "--model", "--data"]) == []
 
 
 def test_bad_data_is_named_by_file_row_and_column_before_any_model_is_looked_for(align: Align, place: Path):

@@ -44,6 +44,8 @@ def test_adapters_on_4_bits_are_trained_by_every_kind_of_command_and_load_again(
     assert f"{whole + adapters:,} parameters, {adapters:,} of them trained" in told
     assert metrics_of(sft)[-1]["optim/loss"] < metrics_of(sft)[0]["optim/loss"]
 
+    assert "add them to the whole weights" in align("export", sft, "--merge", code=2)
+
     rest = (*FOUR_BITS, "--model", sft / "final")
     sampled = ("--reward", "exact_answer", "--max-new-tokens", 4, "--prompts-per-step", 2, "--kl-coef", 0.1)
     align("grpo", "--data", "prompts.jsonl", *sampled, *rest, "--directory", grpo)

@@ -130,6 +130,47 @@ def test_sft_learns_and_grpo_goes_on_from_its_model(align: Align, place: Path, t
     assert f"align eval --model {tmp_path / 'grpo' / 'final'}" in told
 
 
+@pytest.mark.parametrize(
+    ("command", "data", "size"),
+    [("sft", "pairs", "examples"), ("dpo", "preferred", "pairs"), ("kto", "liked", "examples"),
+     ("reward", "preferred", "pairs")],
+)  # fmt: skip
+def test_epochs_say_the_steps_and_every_run_says_how_often_it_goes_through_its_data(
+    align: Align, place: Path, tmp_path: Path, command: str, data: str, size: str
+):
+    rows = len((place / f"{data}.jsonl").read_text().splitlines())
+    words = (command, "--model", "model", "--data", f"{data}.jsonl", f"--{size}-per-step", 10, "--epochs", 0.5)
+    told = align(*words, "--directory", tmp_path / "run")
+    assert f"; {rows // 20} steps of 10: 0.5 passes\n" in told
+    assert metrics_of(tmp_path / "run")[-1]["step"] == rows // 20
+    assert json.loads((tmp_path / "run" / "config.json").read_text())[command]["steps"] is None
+    align(*words, "--directory", tmp_path / "run", "--resume")
+    assert "give one of them" in align(*words, "--steps", 2, "--directory", tmp_path / "both", code=2)
+    assert "epochs must be above 0" in align(*words, "--epochs", 0, "--directory", tmp_path / "none", code=2)
+
+
+def test_runs_on_prompts_say_how_many_rollouts_go_through_them(align: Align, tmp_path: Path):
+    told = align(*GRPO, "--steps", 2, "--updates-per-rollout", 2, "--directory", tmp_path / "grpo")
+    assert "prompts.jsonl: 200 prompts of 5 tokens; 1 rollouts of 4: 0.02 passes" in told
+    told = align(*GRPO, "--steps", 1, "--prompts-per-step", 200, "--group-size", 2, "--directory", tmp_path / "once")
+    assert "; 1 steps of 200: 1 pass\n" in told
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("sft", "--model", "model", "--data", "pairs.jsonl"), ("sft", "--model", "model", "--data", "pairs.jsonl",
+     "--lora-rank", 4), ("reward", "--model", "model", "--data", "preferences.jsonl"), PPO],
+    ids=["sft", "lora", "reward", "ppo"],
+)  # fmt: skip
+def test_gradient_checkpointing_is_said_and_changes_no_more_than_rounding(align: Align, tmp_path: Path, command):
+    align(*command, "--steps", 2, "--directory", tmp_path / "plain")
+    told = align(*command, "--steps", 2, "--gradient-checkpointing", "--directory", tmp_path / "less")
+    assert "gradient checkpointing is on" in told or command[0] == "reward"
+    for one, other in zip(metrics_of(tmp_path / "plain"), metrics_of(tmp_path / "less"), strict=True):
+        assert other["optim/loss"] == pytest.approx(one["optim/loss"], rel=1e-4, abs=1e-5)
+        assert other["optim/grad_norm"] == pytest.approx(one["optim/grad_norm"], rel=1e-3)
+
+
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr-grpo", "gspo", "cispo"])
 def test_every_loss_takes_two_updates_of_a_rollout(align: Align, tmp_path: Path, loss: str):
     run = tmp_path / loss

@@ -368,3 +368,11 @@ def test_a_metric_that_is_not_finite_is_told_once_though_the_run_is_resumed(tmp_
     go(tmp_path, Broken(total_steps=6), console=told, resume=True)
     assert told.file.getvalue().count("warning: not finite") == 1  # type: ignore[attr-defined]
     assert sum(event["kind"] == "not_finite" for event in RunDirectory(tmp_path).read("events.jsonl")) == 6
+
+
+def test_a_tracker_hears_of_every_step_what_is_written_down(tmp_path: Path) -> None:
+    heard: list[tuple[int, dict[str, float]]] = []
+    toy = Toy(3)
+    run(toy, tmp_path, config={}, evaluate=toy.evaluate, quiet=True, track=lambda *told: heard.append(told))
+    assert [{**metrics, "step": step} for step, metrics in heard] == RunDirectory(tmp_path).history()
+    assert [step for step, _ in heard] == [0, 1, 2, 3]
