@@ -127,7 +127,7 @@ def config_from(plain: Mapping[str, Any]) -> DQNConfig:
 
 DQN_PRESETS: dict[str, DQNConfig] = {
     "CartPole-v1": DQNConfig(
-        env_steps=40_000,
+        env_steps=100_000,
         num_envs=8,
         learning_rate=1e-3,
         batch_size=128,
@@ -136,7 +136,7 @@ DQN_PRESETS: dict[str, DQNConfig] = {
         hidden=(128, 128),
         replay=ReplayConfig(n_step=3),
         target=TargetConfig(every=1, rate=0.01),
-        exploration=ExplorationConfig(end=0.04, fraction=0.16),
+        exploration=ExplorationConfig(end=0.04, fraction=0.08),
     ),
     "Acrobot-v1": DQNConfig(
         env_steps=60_000,

@@ -101,8 +101,9 @@ def option_names(options: Any) -> set[str]:
     names = set()
     for name, hint in get_type_hints(kind, include_extras=True).items():
         hint = inside if type(hint).__name__ == "TypeVar" else hint
-        if dataclasses.is_dataclass(hint):
-            names |= option_names(hint)
+        bare = getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint  # inside Annotated
+        if dataclasses.is_dataclass(bare):
+            names |= option_names(bare)
         else:
             named = [said.name for said in getattr(hint, "__metadata__", ()) if getattr(said, "name", None)]
             names.add(f"--{(named or [name])[0].replace('_', '-')}")
