@@ -194,25 +194,27 @@ def reference_of(policy: Policy) -> Reference:
     """Freeze the policy as it is now, to measure how far training moves it.
 
     Adapters that do not change anything yet are switched off for the reference, so one copy of the weights serves
-    both; everything else is copied. The reference is never loaded again by name: the object that was given may have
-    resized embeddings or merged adapters.
+    both, if nothing beside them is trained, such as biases. Everything else is copied, and the copy is in eval mode. The
+    reference is never loaded again by name: the object that was given may have resized embeddings or merged adapters.
     """
-    shared = hasattr(policy.model, "disable_adapter") and _adapters_change_nothing(policy.model)
-    model = policy.model if shared else copy.deepcopy(policy.model).requires_grad_(False)
+    shared = hasattr(policy.model, "disable_adapter") and _adapters_are_all_that_will_change(policy.model)
+    model = policy.model if shared else copy.deepcopy(policy.model).requires_grad_(False).eval()
     if not shared:  # what the original allows, its copy does
         SHORTCUTS[base_model(model)] = SHORTCUTS.setdefault(base_model(policy.model), {})
     return FrozenPolicy(Policy(model, temperature=policy.temperature), without_adapters=shared)
 
 
 @torch.no_grad()
-def _adapters_change_nothing(model: nn.Module) -> bool:
+def _adapters_are_all_that_will_change(model: nn.Module) -> bool:
+    """Return whether a model without its adapters is what it is with them, and stays so while it is trained."""
     ids = (
         torch.arange(4, device=next(model.parameters()).device)[None]
         % base_model(model).config.get_text_config().vocab_size
     )
     with cast(Any, model).disable_adapter():
         without = model(input_ids=ids).logits
-    return torch.equal(model(input_ids=ids).logits, without)
+        still_trained = any(p.requires_grad for p in model.parameters())
+    return not still_trained and torch.equal(model(input_ids=ids).logits, without)
 
 
 def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: str | Path, *, card: str) -> None:

@@ -129,3 +129,25 @@ def test_after_the_reference_was_asked_the_adapters_are_on_and_trainable():
     assert_close(after.detach(), before, rtol=0, atol=0)
     after.sum().backward()
     assert all(p.grad is not None for p in policy.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(("bias", "shared"), [("none", True), ("lora_only", False), ("all", False)])
+def test_adapters_that_train_biases_too_leave_the_reference_where_it_was(bias, shared):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", bias=bias)
+    policy = Policy(get_peft_model(tiny_model("qwen2"), config))
+    reference = reference_of(policy)
+    before = reference(IDS, ALL)
+    shaken(policy.model)
+    assert_close(reference(IDS, ALL), before, rtol=0, atol=0)
+    assert reference.without_adapters == shared
+
+
+def test_a_copied_reference_has_no_dropout_and_forwards_a_shared_prompt_once():
+    model = tiny_model("gpt2")  # whose dropout is 0.1
+    model.gradient_checkpointing_enable()
+    reference = reference_of(Policy(model.train()))
+    assert_close(reference(IDS, ALL), reference(IDS, ALL), rtol=0, atol=0)
+    assert reference.policy.shortcuts().cache
+    assert model.training
