@@ -17,14 +17,13 @@ from align.batch import Sequences, rows_at
 from align.config import KTOConfig
 from align.data import Examples
 from align.logprobs import TokenLogprobs
+from align.models import Reference, disable_dropout
 from align.pairs import Feedback
 from align.preferences import kto_loss, summed
 from align.training import Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from align.models import Reference
 
 
 def mismatched(examples: Examples, rows: Sequence[int]) -> Examples:
@@ -70,7 +69,7 @@ class KTO:
 
     Source: Ethayarajh et al. 2024 (arXiv:2402.01306).
 
-    policy: the module that is trained.
+    policy: the module that is trained; its dropout is switched off.
     feedback: what was liked and what was not.
     reference: as `align.models.reference_of` gives it, taken before anything is trained, or
         `align.reference_cache.cached_reference`.
@@ -86,6 +85,7 @@ class KTO:
         reference: Reference,
     ) -> None:
         _check_two(feedback)
+        disable_dropout(policy)  # or what is compared with the reference would be noise
         self.config = config
         self.data = feedback
         self.accelerator = accelerator
