@@ -21,7 +21,7 @@ from align.aggregate import token_mean
 from align.batch import Sequences, rows_at
 from align.config import DPOConfig
 from align.logprobs import TokenLogprobs
-from align.models import Reference, disable_dropout
+from align.models import Reference, check_lengths, disable_dropout
 from align.pairs import Pairs
 from align.preferences import dpo_loss, summed
 from align.training import Trainer
@@ -60,6 +60,7 @@ class DPO:
                 "DPO compares with a reference and none was given: pass reference=reference_of(policy), or a loss of "
                 "(chosen, rejected) alone, such as simpo_loss"
             )
+        check_lengths(policy, [*pairs.chosen.ids, *pairs.rejected.ids])
         disable_dropout(policy)  # or what is compared with the reference would be noise
         self.config = config
         self.data = pairs

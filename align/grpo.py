@@ -207,7 +207,7 @@ class GRPO:
                 f"prompts_per_step is {config.prompts_per_step}, fewer than the {accelerator.num_processes} processes: "
                 "raise it, because a group stays in one process"
             )
-        match_sampling(policy, sampler=sampler.config.temperature, config=config.sampling.temperature)
+        match_sampling(policy, prompts, sampler=sampler.config, config=config.sampling)
         self.config, self.sampler, self.prompts = config, sampler, prompts
         self.rewards = check_rewards(rewards, prompts.columns)
         self.accelerator = accelerator

@@ -17,7 +17,7 @@ from align.batch import Sequences, rows_at
 from align.config import KTOConfig
 from align.data import Examples
 from align.logprobs import TokenLogprobs
-from align.models import Reference, disable_dropout
+from align.models import Reference, check_lengths, disable_dropout
 from align.pairs import Feedback
 from align.preferences import kto_loss, summed
 from align.training import Trainer
@@ -85,6 +85,7 @@ class KTO:
         reference: Reference,
     ) -> None:
         _check_two(feedback)
+        check_lengths(policy, feedback.examples.ids)
         disable_dropout(policy)  # or what is compared with the reference would be noise
         self.config = config
         self.data = feedback

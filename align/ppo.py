@@ -147,7 +147,8 @@ class PPO:
                 f"prompts_per_step is {config.prompts_per_step}, fewer than the {accelerator.num_processes} processes: "
                 "raise it, because the completions of a prompt stay in one process"
             )
-        match_sampling(policy, sampler=sampler.config.temperature, config=config.sampling.temperature)
+        ahead = int(config.token_rewards.truncated == "bootstrapped")
+        match_sampling(policy, prompts, sampler=sampler.config, config=config.sampling, look_ahead=ahead)
         policy.entropy = config.entropy_coef > 0
         self.config, self.sampler, self.prompts = config, sampler, prompts
         self.rewards = check_rewards(rewards, prompts.columns)
