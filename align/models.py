@@ -276,10 +276,16 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
     Args:
         model: the causal LM or PEFT model; only the adapters of the latter are written.
         tokenizer: saved beside it, chat template included.
-        directory: made if it is not there.
+        directory: made if it is not there; a model that lies there is replaced, with all that is beside it.
         card: the model card, written as README.md.
+
+    Raises:
+        ValueError: if something else than a model lies there.
     """
     directory = Path(directory)
+    model_there = any((directory / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir()) and not model_there):
+        raise ValueError(f"{directory}: is there and holds no model, so saving would delete it: name another folder")
     unfinished = directory.with_name(directory.name + ".unfinished")  # a folder that is there is whole
     shutil.rmtree(unfinished, ignore_errors=True)
     cast("PreTrainedModel", model).save_pretrained(str(unfinished))

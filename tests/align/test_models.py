@@ -94,6 +94,21 @@ def test_adapters_load_in_peft_as_they_were_saved(saved, tmp_path):
     assert_close(logprobs(again.eval()), logprobs(model))
 
 
+def test_a_model_is_saved_over_another_and_into_an_empty_folder_but_over_nothing_else(tmp_path):
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    (tmp_path / "final").mkdir()
+    save_model(add_lora(tiny_model(), rank=2), tokenizer, tmp_path / "final", card="")
+    save_model(model, tokenizer, tmp_path / "final", card="")
+    assert not (tmp_path / "final" / "adapter_config.json").exists()
+    assert_close(logprobs(load_model(tmp_path / "final")), logprobs(model))
+    (tmp_path / "work").mkdir()
+    for folder, precious in ((tmp_path / "work", tmp_path / "work" / "thesis.tex"), (tmp_path / "notes",) * 2):
+        precious.write_text("years")
+        with pytest.raises(ValueError, match="holds no model, so saving would delete it: name another folder"):
+            save_model(model, tokenizer, folder, card="")
+        assert precious.read_text() == "years"
+
+
 def test_lora_trains_only_its_adapters():
     model = add_lora(tiny_model(), rank=4)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
