@@ -6,6 +6,7 @@ step: it is taken first, without gradient, over all micro-batches and processes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from align.logprobs import TokenLogprobs
 from align.models import Reference, check_lengths, disable_dropout
 from align.pairs import Feedback
 from align.preferences import kto_loss, summed
-from align.training import Trainer
+from align.training import NonFiniteError, Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -152,9 +153,21 @@ class KTO:
         }
 
     def _reference_point(self, crossed: Examples) -> float:
-        """Return the mean log-ratio of answers under others' prompts, over all processes, at least 0."""
-        total = self._log_ratios_of(crossed).sum()
-        return max(0.0, self.trainer.sum_over_processes({"total": total})["total"] / len(crossed))
+        """Return the mean log-ratio of answers under others' prompts, over all processes, at least 0.
+
+        Raises:
+            NonFiniteError: if it is not finite.
+        """
+        sums = self.trainer.sum_over_processes({"total": self._log_ratios_of(crossed).sum()})
+        mean = sums["total"] / len(crossed)
+        if not math.isfinite(mean):  # max would take 0 for NaN
+            sequences = crossed.select(range(len(crossed)))
+            raise NonFiniteError(
+                f"step {self.step + 1}: the reference point is {mean}: policy or reference gives a log-probability "
+                "that is not finite; look at the answers under others' prompts, which were saved",
+                {"input_ids": sequences.input_ids, "action_mask": sequences.action_mask},
+            )
+        return max(0.0, mean)
 
     @torch.no_grad()
     def _log_ratios_of(self, examples: Examples) -> Tensor:

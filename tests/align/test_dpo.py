@@ -20,6 +20,7 @@ from align.logprobs import Policy
 from align.metrics import described
 from align.pairs import Feedback, Pairs
 from align.preferences import averaged, dpo_margins, hinge_loss, ipo_loss, kto_loss, simpo_loss, summed
+from align.training import NonFiniteError
 from tests.models import tiny_model
 from tests.small_runs import small_dpo, small_feedback, small_kto, small_pairs, small_policy
 
@@ -285,3 +286,21 @@ def test_what_cannot_be_trained_is_refused_with_the_way_out():
         DPO(policy, Pairs(Examples([], []), Examples([], [])), DPOConfig(), Accelerator(cpu=True), reference=None)
     with pytest.raises(ValueError, match=r"a value a pair, \[5\], got \[\]"):
         run(small_dpo(loss=lambda *four: dpo_margins(*four).mean()), 1)
+
+
+def test_a_reference_point_that_is_nan_stops_the_run_and_is_not_taken_for_0():
+    algorithm = small_kto()
+    known, reference = {tuple(ids) for ids in algorithm.data.examples.ids}, algorithm.reference
+
+    def broken(input_ids, action_mask):
+        """NaN for what is no answer of the data: an answer under another's prompt."""
+        said = reference(input_ids, action_mask)
+        ends = action_mask.shape[1] - action_mask.int().flip(1).argmax(dim=1)
+        strange = [tuple(ids[:end].tolist()) not in known for ids, end in zip(input_ids, ends, strict=True)]
+        return torch.where(torch.tensor(strange)[:, None] & action_mask, torch.nan, said)
+
+    algorithm.reference = broken
+    before = parameters(algorithm)
+    with pytest.raises(NonFiniteError, match=r"^step 1: the reference point is nan"):
+        run(algorithm, 1)
+    assert all(torch.equal(value, before[name]) for name, value in parameters(algorithm).items())
