@@ -315,7 +315,7 @@ class PPO:
         """
         epoch_began, size = self.step - self.update % self.config.minibatches, self.config.group_size
         order = epoch_order(self.config.prompts_per_step * size, self.config.seed, epoch_began)
-        chosen = set(order[self.update % self.config.minibatches :: self.config.minibatches])
+        chosen = set(order[self.update % self.config.minibatches :: self.config.minibatches].tolist())
         everyone = [number * size + sample for number in rollouts.numbers for sample in range(size)]
         learned = targets.action_mask.any(dim=1).tolist()
         rows = [row for row, name in enumerate(everyone) if name in chosen and learned[row]]
