@@ -5,11 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from align.rows import nearest
+
+
+class Checked:
+    """Settings that refuse, when they are made, a choice that is not there and a seed below 0."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            check_choice(name, getattr(self, name), hint)
+        if hasattr(self, "seed"):
+            _must(self, "not be negative", "seed")
+
+
+def check_choice(name: str, value: Any, hint: Any) -> None:
+    """Refuse a value that is none of those that a type names, a Literal or one in a union; of other types take any."""
+    literals = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
+    choices = [choice for literal in literals for choice in get_args(literal)]
+    if choices and value not in choices and not (value is None and type(None) in get_args(hint)):
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{nearest(str(value), choices)}")
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """AdamW, its learning-rate schedule and the cut into micro-batches."""
 
     learning_rate: float = 1e-6
@@ -28,6 +48,7 @@ class OptimizerConfig:
     """Tokens of one forward and backward pass, padding included: bounds memory, never changes the gradient."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _must(self, "be above 0", "learning_rate")
         _must(self, "be above 0, or inf", "max_grad_norm", why="at inf nothing is clipped")
         _must(self, "be at least 1", "tokens_per_micro_batch")
@@ -36,7 +57,7 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Checked):
     """How completions are sampled: by default from the full softmax, so that what is trained is what was sampled.
 
     With top_p or top_k another distribution is sampled than is trained, and training weighs its tokens for that.
@@ -54,6 +75,7 @@ class SamplingConfig:
     """Tokens in the cache at once, though a group stays whole: bounds memory, never changes a completion."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _must(self, "be at least 1", "max_new_tokens", "tokens_per_batch")
         _must(self, "be above 0", "temperature", why="for greedy answers use top_k 1")
         _must(self, "lie in (0, 1]", "top_p")
@@ -64,7 +86,7 @@ ImportanceMode = Literal["token-truncate", "token-mask", "sequence-truncate", "s
 
 
 @dataclass(frozen=True)
-class ImportanceConfig:
+class ImportanceConfig(Checked):
     """Weights policy / sampler for tokens that another distribution drew than the policy: see align.importance."""
 
     importance: ImportanceMode | None = None
@@ -76,12 +98,13 @@ class ImportanceConfig:
     """Upper bound of the ratio."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _must(self, "lie in [0, 1]", "importance_low")
         _must(self, "be at least 1", "importance_high", why="a token that both would draw alike has a ratio of 1")
 
 
 @dataclass(frozen=True)
-class SFTConfig:
+class SFTConfig(Checked):
     """Supervised fine-tuning: next-token cross-entropy on the tokens to imitate."""
 
     steps: int = 500
@@ -93,11 +116,12 @@ class SFTConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-5))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _must(self, "be at least 1", "steps", "examples_per_step")
 
 
 @dataclass(frozen=True)
-class DPOConfig:
+class DPOConfig(Checked):
     """Direct preference optimisation, and its family."""
 
     steps: int = 500
@@ -115,6 +139,7 @@ class DPOConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-6))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _must(self, "be at least 1", "steps", "pairs_per_step")
         _must(self, "be above 0", "beta", why="at 0 no pair would have a gradient")
         why = "it is how many labels are wrong, and a half says nothing. If most are wrong, swap chosen and rejected."
@@ -123,7 +148,7 @@ class DPOConfig:
 
 
 @dataclass(frozen=True)
-class KTOConfig:
+class KTOConfig(Checked):
     """Kahneman-Tversky optimisation, of answers that were liked or not."""
 
     steps: int = 500
@@ -141,6 +166,7 @@ class KTOConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-6))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _must(self, "be at least 1", "steps")
         why = "the reference point of a step is taken from answers under others' prompts"
         _must(self, "be at least 2", "examples_per_step", why=why)
@@ -149,7 +175,7 @@ class KTOConfig:
 
 
 @dataclass(frozen=True)
-class RewardModelConfig:
+class RewardModelConfig(Checked):
     """Bradley-Terry training of a reward model on pairs of answers."""
 
     steps: int = 500
@@ -163,12 +189,13 @@ class RewardModelConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _must(self, "be at least 1", "steps", "pairs_per_step")
         _must(self, "not be negative", "centring", why="it would drive the scores away from 0")
 
 
 @dataclass(frozen=True)
-class TokenRewardConfig:
+class TokenRewardConfig(Checked):
     """What PPO is paid: the score on the last action, minus a KL penalty on every action."""
 
     kl_coef: float = 0.05
@@ -186,6 +213,7 @@ class TokenRewardConfig:
     """Scores, once normalised, are clipped to [-score_clip, score_clip]; None does not clip."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _must(self, "not be negative", "kl_coef", "missing_eos_penalty")
         _must(self, "be above 0, or None", "kl_target", "score_clip")
         if self.kl_target is not None and self.kl_coef == 0:
@@ -198,7 +226,7 @@ class TokenRewardConfig:
 
 
 @dataclass(frozen=True)
-class CriticConfig:
+class CriticConfig(Checked):
     """The critic: what it is to predict, and its part in the loss."""
 
     gamma: float = 1.0
@@ -211,13 +239,14 @@ class CriticConfig:
     """Values that moved by more than this from those of the rollout earn nothing; None does not clip."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _must(self, "lie in [0, 1]", "gamma", "lam")
         _must(self, "not be negative", "value_coef")
         _must(self, "be above 0, or None", "value_clip")
 
 
 @dataclass(frozen=True)
-class PPOConfig:
+class PPOConfig(Checked):
     """Proximal policy optimisation of score - kl_coef * KL(policy || starting policy)."""
 
     steps: int = 500
@@ -247,6 +276,7 @@ class PPOConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _must(self, "be at least 1", "steps", "prompts_per_step", "group_size", "epochs", "minibatches")
         _must(self, "not be negative", "clip_low", "clip_high", "entropy_coef")
         _must(self, "be above 0, or None", "kl_limit")
@@ -259,7 +289,7 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
-class GRPOConfig:
+class GRPOConfig(Checked):
     """Group-relative policy optimisation."""
 
     steps: int = 500
@@ -287,10 +317,11 @@ class GRPOConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         why = "one completion is its own mean, so every advantage would be 0. Raise group_size."
         _must(self, "be at least 2", "group_size", why=why)
         _must(self, "be at least 1", "steps", "prompts_per_step", "updates_per_rollout")
-        _must(self, "not be negative", "clip_low", "clip_high", "kl_coef", "max_redraws", "seed")
+        _must(self, "not be negative", "clip_low", "clip_high", "kl_coef", "max_redraws")
 
 
 _RANGES: dict[str, Callable[[float], bool]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,20 +24,26 @@ KEYS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 _CONTINUES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def continues(model: nn.Module, layers: Sequence[object], decoder: Callable[..., Any]) -> bool:
+def continues(model: nn.Module, cache: Any, decoder: Callable[..., Any]) -> bool:
     """Tell whether a cache with states, expanded and compacted, gives what whole rows give; tried once a model.
 
     Args:
         model: the causal LM, or a PEFT model around one.
-        layers: of its cache.
+        cache: that it made, of any kind.
         decoder: (model, prompts, group_size, room, device) -> what decodes with the cache.
     """
-    kinds = {type(layer).__name__ for layer in layers}
+    kinds = {type(layer).__name__ for layer in getattr(cache, "layers", [None])}
     if not kinds & STATES or not kinds <= STATES | KEYS:
         return False
     if model not in _CONTINUES:
-        _CONTINUES[model] = True  # for the decoder that is tried
-        _CONTINUES[model] = _is_exact(model, decoder)
+        _CONTINUES[model], exact = True, False  # True for the decoder that is tried
+        try:
+            exact = _is_exact(model, decoder)
+        except (RuntimeError, ValueError, IndexError) as error:
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            warnings.warn(f"{type(base_model(model)).__name__}: its cache is not continued ({why})", stacklevel=2)
+        finally:
+            _CONTINUES[model] = exact
     return _CONTINUES[model]
 
 

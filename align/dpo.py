@@ -21,6 +21,7 @@ from align.aggregate import token_mean
 from align.batch import Sequences, rows_at
 from align.config import DPOConfig
 from align.logprobs import TokenLogprobs
+from align.models import Reference, check_lengths, disable_dropout
 from align.pairs import Pairs
 from align.preferences import dpo_loss, summed
 from align.training import Trainer
@@ -28,13 +29,11 @@ from align.training import Trainer
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from align.models import Reference
-
 
 class DPO:
     """The loop: `steps()` yields the metrics of each optimizer step; `state()` is all that a resumed run needs.
 
-    policy: the module that is trained.
+    policy: the module that is trained; its dropout is switched off.
     pairs: what was preferred to what.
     reference: as `align.models.reference_of` gives it, taken before anything is trained, or
         `align.reference_cache.cached_reference`; None for a loss that needs none.
@@ -61,6 +60,8 @@ class DPO:
                 "DPO compares with a reference and none was given: pass reference=reference_of(policy), or a loss of "
                 "(chosen, rejected) alone, such as simpo_loss"
             )
+        check_lengths(policy, [*pairs.chosen.ids, *pairs.rejected.ids])
+        disable_dropout(policy)  # or what is compared with the reference would be noise
         self.config = config
         self.data = pairs
         self.accelerator = accelerator

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from align.batch import Prompts, Rollouts
+from align.models import check_lengths
 from align.rewards import Reward, score_rollouts
 from align.sampler import Sampler
 
@@ -62,6 +63,7 @@ def evaluate(
             `align.surrogates.kl_penalty` with a kl_coef of 1, which gives "kl/completion".
         accelerator: of a run of several processes.
     """
+    check_lengths(sampler.model, prompts.ids, sampler.config.max_new_tokens)
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     numbers = list(range(len(prompts)))[rank::processes]
     if len(prompts) < processes:

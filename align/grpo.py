@@ -23,6 +23,7 @@ from align.importance import importance_metrics, importance_of
 from align.logprobs import TokenLogprobs
 from align.models import Reference, match_sampling
 from align.regroup import groups_of, joined, share_of, state_of_all
+from align.reward_faults import penalised
 from align.rewards import Reward, check_rewards, score_rollouts
 from align.sampler import Sampler
 from align.training import Trainer
@@ -207,7 +208,7 @@ class GRPO:
                 f"prompts_per_step is {config.prompts_per_step}, fewer than the {accelerator.num_processes} processes: "
                 "raise it, because a group stays in one process"
             )
-        match_sampling(policy, sampler=sampler.config.temperature, config=config.sampling.temperature)
+        match_sampling(policy, prompts, sampler=sampler.config, config=config.sampling)
         self.config, self.sampler, self.prompts = config, sampler, prompts
         self.rewards = check_rewards(rewards, prompts.columns)
         self.accelerator = accelerator
@@ -269,7 +270,7 @@ class GRPO:
         with self.accelerator.autocast():  # the arithmetic of the trainer, or the two would disagree
             rollouts = self.sampler.sample(prompts, group_size=size, seed=seed, step=self.step, numbers=numbers)
         scored = score_rollouts(rollouts, self.rewards, on_error=self.on_error)
-        return replace(scored, rewards=scored.rewards - self.penalty(scored)) if self.penalty else scored
+        return penalised(scored, self.penalty) if self.penalty else scored
 
     def _prompts_of(self, numbers: Sequence[int]) -> Prompts:
         rows = rows_at(self.position, max(numbers, default=-1) + 1, len(self.prompts), self.config.seed)
@@ -322,8 +323,10 @@ class GRPO:
         sums = self.trainer.step(sequences, loss_of, step=self.step)
         tokens = max(sums.get("tokens", 0.0), 1.0)
         metrics = {f"optim/{name}": sums[name] for name in ("loss", "grad_norm", "learning_rate")}
-        metrics["tokens/trained"] = sums.get("tokens", 0.0)
-        metrics["policy/clip_fraction"] = sums.get("clipped", 0.0) / tokens
+        metrics |= {
+            "tokens/trained": sums.get("tokens", 0.0),
+            "policy/clip_fraction": sums.get("clipped", 0.0) / tokens,
+        }
         if self.update == 0:
             metrics["policy/sampler_gap"] = sums.get("gap", 0.0) / tokens
             metrics |= importance_metrics(sums, sums.get("tokens", 0.0)) if self.importance is not None else {}

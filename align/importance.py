@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from align.config import ImportanceMode, check_choice
 from classic_rl.masked import check_same_shape
 
 if TYPE_CHECKING:
-    from align.config import ImportanceConfig, ImportanceMode, SamplingConfig
+    from align.config import ImportanceConfig, SamplingConfig
 
 
 class Weights(NamedTuple):
@@ -76,7 +77,7 @@ def importance_weights(
         Weights, whose `outside` is True at tokens whose ratio, or whose sequence's, lay outside the bounds. [B, T]
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ, or there is no such mode.
 
     >>> mask = torch.tensor([[True, True, False]])
     >>> policy, sampler = torch.tensor([[0.2, 0.9, 0.5]]).log(), torch.tensor([[0.4, 0.1, torch.nan]]).log()
@@ -84,6 +85,7 @@ def importance_weights(
     tensor([[0.5000, 2.0000, 0.0000]])
     """
     check_same_shape(logprobs=logprobs, sampler_logprobs=sampler_logprobs, action_mask=action_mask)
+    check_choice("mode", mode, ImportanceMode)
     over, outside_is = mode.split("-")
     log_ratios = torch.where(action_mask, logprobs - sampler_logprobs, 0.0).detach()
     if over == "sequence":

@@ -6,6 +6,7 @@ step: it is taken first, without gradient, over all micro-batches and processes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,13 @@ from align.batch import Sequences, rows_at
 from align.config import KTOConfig
 from align.data import Examples
 from align.logprobs import TokenLogprobs
+from align.models import Reference, check_lengths, disable_dropout
 from align.pairs import Feedback
 from align.preferences import kto_loss, summed
-from align.training import Trainer
+from align.training import NonFiniteError, Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from align.models import Reference
 
 
 def mismatched(examples: Examples, rows: Sequence[int]) -> Examples:
@@ -70,7 +70,7 @@ class KTO:
 
     Source: Ethayarajh et al. 2024 (arXiv:2402.01306).
 
-    policy: the module that is trained.
+    policy: the module that is trained; its dropout is switched off.
     feedback: what was liked and what was not.
     reference: as `align.models.reference_of` gives it, taken before anything is trained, or
         `align.reference_cache.cached_reference`.
@@ -86,6 +86,8 @@ class KTO:
         reference: Reference,
     ) -> None:
         _check_two(feedback)
+        check_lengths(policy, feedback.examples.ids)
+        disable_dropout(policy)  # or what is compared with the reference would be noise
         self.config = config
         self.data = feedback
         self.accelerator = accelerator
@@ -151,9 +153,21 @@ class KTO:
         }
 
     def _reference_point(self, crossed: Examples) -> float:
-        """Return the mean log-ratio of answers under others' prompts, over all processes, at least 0."""
-        total = self._log_ratios_of(crossed).sum()
-        return max(0.0, self.trainer.sum_over_processes({"total": total})["total"] / len(crossed))
+        """Return the mean log-ratio of answers under others' prompts, over all processes, at least 0.
+
+        Raises:
+            NonFiniteError: if it is not finite.
+        """
+        sums = self.trainer.sum_over_processes({"total": self._log_ratios_of(crossed).sum()})
+        mean = sums["total"] / len(crossed)
+        if not math.isfinite(mean):  # max would take 0 for NaN
+            sequences = crossed.select(range(len(crossed)))
+            raise NonFiniteError(
+                f"step {self.step + 1}: the reference point is {mean}: policy or reference gives a log-probability "
+                "that is not finite; look at the answers under others' prompts, which were saved",
+                {"input_ids": sequences.input_ids, "action_mask": sequences.action_mask},
+            )
+        return max(0.0, mean)
 
     @torch.no_grad()
     def _log_ratios_of(self, examples: Examples) -> Tensor:

@@ -324,13 +324,13 @@ def _hidden_states(
     return cast(Any, tuple(torch.cat(each) for each in zip(*found, strict=True)))
 
 
-SHORTCUTS: WeakKeyDictionary[PreTrainedModel, dict[bool, Shortcuts]] = WeakKeyDictionary()
-"""What was found out, without gradient checkpointing and with it; a copy of a model may share it."""
+SHORTCUTS: WeakKeyDictionary[PreTrainedModel, dict[tuple[bool, bool], Shortcuts]] = WeakKeyDictionary()
+"""What was found out: (in train mode, with gradient checkpointing) -> shortcuts; a copy of a model may share it."""
 
 
 def _shortcuts_of(model: PreTrainedModel) -> Shortcuts:
     checkpoints = any(getattr(part, "gradient_checkpointing", False) and part.training for part in model.modules())
-    known = SHORTCUTS.setdefault(model, {})
+    mode, known = (model.training, checkpoints), SHORTCUTS.setdefault(model, {})
 
     def logits_of(shortcuts: Shortcuts, ids: Tensor, action_mask: Tensor) -> Tensor | None:
         if shortcuts.cache and not expandable(forward(model, ids, None, use_cache=True)):
@@ -341,9 +341,11 @@ def _shortcuts_of(model: PreTrainedModel) -> Shortcuts:
         logits = _logits(model, hidden) if shortcuts.head else hidden
         return logits.new_zeros(*ids.shape, logits.shape[-1]).index_put(tuple(places), logits)
 
-    if checkpoints not in known:
-        known[checkpoints] = tried_out(model, logits_of, checkpoints=checkpoints)
-    return known[checkpoints]
+    if mode not in known:
+        known[mode] = tried_out(model, logits_of, checkpoints=checkpoints)
+        if known[mode].cache:  # exact with the chances of training, so without them too
+            known[False, False] = known[mode]
+    return known[mode]
 
 
 def expandable(out: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -21,6 +21,8 @@ from align.logprobs import SHORTCUTS, FrozenPolicy, Policy, base_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from align.batch import Prompts
+    from align.config import SamplingConfig
     from align.critic import ActorCritic
 
 CHANCES = ("dropout", "layerdrop", "pdrop")
@@ -124,17 +126,67 @@ def disable_dropout(model: nn.Module) -> None:
                     setattr(holder, name, 0.0)
 
 
-def match_sampling(policy: nn.Module, *, sampler: float, config: float) -> None:
-    """Make sure that what is trained is what is sampled: switch dropout off, and refuse unequal temperatures.
+def check_lengths(
+    model: nn.Module,
+    ids: Iterable[Sequence[int]],
+    more: int = 0,
+    *,
+    advice: str = "lower max_new_tokens, or leave long texts out",
+) -> None:
+    """Refuse texts at which the positions of a model would depend on the texts beside them.
+
+    The rotations of "longrope" and "dynamic" are others for a whole batch once one text of it goes beyond a length: how
+    a batch is cut would change what is learned, and the cached beginning of a completion that grows beyond it be wrong.
+
+    Args:
+        model: a Hugging Face model, or a module around one.
+        ids: token ids of the texts, or of their prompts.
+        more: tokens that are written after each of them.
+        advice: how to stay below {limit}.
+
+    Raises:
+        ValueError: if a text is too long for such a model.
+    """
+    limits = list(_lengths_of_equal_ropes(model))
+    longest = max(map(len, ids), default=0) + more if limits else 0
+    for kind, limit in limits:
+        if longest > limit:
+            raise ValueError(
+                f"the longest text has {longest} tokens{f' ({more} of them new)' if more else ''}, but beyond {limit} "
+                f"the model's {kind!r} rope turns all texts of a batch by its longest, so what a text is given would "
+                f"depend on those beside it: {advice.format(limit=limit)}"
+            )
+
+
+def _lengths_of_equal_ropes(model: nn.Module) -> Iterator[tuple[str, int]]:
+    """Return the ropes of a model that change with the length of a batch, and the length up to which they do not."""
+    configs = {id(each): each for part in model.modules() if hasattr(each := getattr(part, "config", None), "to_dict")}
+    for config in configs.values():
+        ropes = getattr(config, "rope_parameters", None) or {}
+        for rope in (ropes, *ropes.values()):  # one for all layers, or one for each kind of them
+            kind = rope.get("rope_type") if isinstance(rope, dict) else None
+            if kind == "longrope":
+                yield kind, rope["original_max_position_embeddings"]
+            elif kind == "dynamic":
+                yield kind, cast(Any, config).max_position_embeddings
+
+
+def match_sampling(
+    policy: nn.Module, prompts: Prompts, *, sampler: SamplingConfig, config: SamplingConfig, look_ahead: int = 0
+) -> None:
+    """Make sure that what is trained is what is sampled: switch dropout off, and refuse what would part the two.
 
     Args:
         policy: the module that is trained; its temperature is 1 where it has none.
-        sampler, config: the temperatures of the sampler and of the algorithm's settings.
+        prompts: what is sampled from.
+        sampler, config: the settings of the sampler, and those of the algorithm.
+        look_ahead: tokens that are looked at beyond a completion.
 
     Raises:
-        ValueError: if the three temperatures differ.
+        ValueError: if the three temperatures differ, or completions may be longer than `check_lengths` allows.
     """
-    temperatures = [getattr(policy, "temperature", 1.0), sampler, config]
+    check_lengths(policy, prompts.ids, sampler.max_new_tokens + look_ahead)
+    temperatures = [getattr(policy, "temperature", 1.0), sampler.temperature, config.temperature]
     if len(set(temperatures)) > 1:
         raise ValueError(
             f"the policy, the sampler and the config have the temperatures {temperatures}: give all three the "
@@ -197,25 +249,28 @@ def reference_of(policy: Policy) -> Reference:
     """Freeze the policy as it is now, to measure how far training moves it.
 
     Adapters that do not change anything yet are switched off for the reference, so one copy of the weights serves
-    both; everything else is copied. The reference is never loaded again by name: the object that was given may have
-    resized embeddings or merged adapters.
+    both, if nothing beside them is trained, such as biases. Everything else is copied, and the copy is in eval mode.
+    The reference is never loaded again by name: the object that was given may have resized embeddings or merged
+    adapters.
     """
-    shared = hasattr(policy.model, "disable_adapter") and _adapters_change_nothing(policy.model)
-    model = policy.model if shared else copy.deepcopy(policy.model).requires_grad_(False)
+    shared = hasattr(policy.model, "disable_adapter") and _adapters_are_all_that_will_change(policy.model)
+    model = policy.model if shared else copy.deepcopy(policy.model).requires_grad_(False).eval()
     if not shared:  # what the original allows, its copy does
         SHORTCUTS[base_model(model)] = SHORTCUTS.setdefault(base_model(policy.model), {})
     return FrozenPolicy(Policy(model, temperature=policy.temperature), without_adapters=shared)
 
 
 @torch.no_grad()
-def _adapters_change_nothing(model: nn.Module) -> bool:
+def _adapters_are_all_that_will_change(model: nn.Module) -> bool:
+    """Return whether a model without its adapters is what it is with them, and stays so while it is trained."""
     ids = (
         torch.arange(4, device=next(model.parameters()).device)[None]
         % base_model(model).config.get_text_config().vocab_size
     )
     with cast(Any, model).disable_adapter():
         without = model(input_ids=ids).logits
-    return torch.equal(model(input_ids=ids).logits, without)
+        still_trained = any(p.requires_grad for p in model.parameters())
+    return not still_trained and torch.equal(model(input_ids=ids).logits, without)
 
 
 def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: str | Path, *, card: str) -> None:
@@ -224,10 +279,16 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
     Args:
         model: the causal LM or PEFT model; only the adapters of the latter are written.
         tokenizer: saved beside it, chat template included.
-        directory: made if it is not there.
+        directory: made if it is not there; a model that lies there is replaced, with all that is beside it.
         card: the model card, written as README.md.
+
+    Raises:
+        ValueError: if something else than a model lies there.
     """
     directory = Path(directory)
+    model_there = any((directory / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir()) and not model_there):
+        raise ValueError(f"{directory}: is there and holds no model, so saving would delete it: name another folder")
     unfinished = directory.with_name(directory.name + ".unfinished")  # a folder that is there is whole
     shutil.rmtree(unfinished, ignore_errors=True)
     cast("PreTrainedModel", model).save_pretrained(str(unfinished))

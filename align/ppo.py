@@ -147,7 +147,8 @@ class PPO:
                 f"prompts_per_step is {config.prompts_per_step}, fewer than the {accelerator.num_processes} processes: "
                 "raise it, because the completions of a prompt stay in one process"
             )
-        match_sampling(policy, sampler=sampler.config.temperature, config=config.sampling.temperature)
+        ahead = int(config.token_rewards.truncated == "bootstrapped")
+        match_sampling(policy, prompts, sampler=sampler.config, config=config.sampling, look_ahead=ahead)
         policy.entropy = config.entropy_coef > 0
         self.config, self.sampler, self.prompts = config, sampler, prompts
         self.rewards = check_rewards(rewards, prompts.columns)
@@ -314,7 +315,7 @@ class PPO:
         """
         epoch_began, size = self.step - self.update % self.config.minibatches, self.config.group_size
         order = epoch_order(self.config.prompts_per_step * size, self.config.seed, epoch_began)
-        chosen = set(order[self.update % self.config.minibatches :: self.config.minibatches])
+        chosen = set(order[self.update % self.config.minibatches :: self.config.minibatches].tolist())
         everyone = [number * size + sample for number in rollouts.numbers for sample in range(size)]
         learned = targets.action_mask.any(dim=1).tolist()
         rows = [row for row, name in enumerate(everyone) if name in chosen and learned[row]]

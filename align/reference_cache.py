@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from align.batch import Sequences
 from align.data import Examples
 from align.logprobs import base_model
+from align.models import disable_dropout
 from align.training import cut_by_tokens
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def cached_reference(
 
     Args:
         path: a safetensors file; its folder is made where missing.
-        policy: the module that is going to be trained, as it starts; moved to the accelerator's device.
+        policy: the module that is going to be trained, as it starts; moved to the accelerator's device, and its
+            dropout is switched off.
         examples: all answers that will be asked about, those of evaluations too; fewer than the file has are fine.
         accelerator: of the run; its arithmetic is that of the policy.
         tokens_per_batch: padding included; bounds memory.
@@ -113,6 +115,7 @@ def cached_reference(
         CacheError: if the file is of other weights, data, temperature or arithmetic, is damaged or cannot be written,
             or if a log-probability is not finite.
     """
+    disable_dropout(policy)
     path, wanted = Path(path), _distinct(examples)
     made_with = {
         "weights": fingerprint(policy),

@@ -6,12 +6,16 @@ import inspect
 import math
 import numbers
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from traceback import format_exception_only, walk_tb
 from typing import Any
 
-from align.batch import Completion, text_of
+from torch import Tensor
+
+from align.batch import Completion, Rollouts, text_of
 
 LARGEST = 3.0e38
 """Largest magnitude of a reward: what follows computes in float32."""
@@ -33,6 +37,22 @@ def faults_of(result: Any, completions: Sequence[Completion]) -> tuple[list[floa
         if fault:
             faulty[row] = f"sample {row}: {fault}; its completion is {shown(text_of(completions[row]))}"
     return values, faulty
+
+
+def penalised(rollouts: Rollouts, penalty: Callable[[Rollouts], Tensor]) -> Rollouts:
+    """Take a penalty off each completion's reward.
+
+    Raises:
+        ValueError: if it is not a finite number a completion: NaN would pass for a reward that does not apply.
+    """
+    taken = penalty(rollouts)
+    if taken.shape != rollouts.rewards.shape or not bool(taken.isfinite().all()):
+        named = penalty.func if isinstance(penalty, partial) else penalty
+        raise ValueError(
+            f"penalty {getattr(named, '__name__', named)!r} must give a finite number for each of {len(rollouts)} "
+            f"completions, [{len(rollouts)}], got {list(taken.shape)} with {int((~taken.isfinite()).sum())} not finite"
+        )
+    return replace(rollouts, rewards=rollouts.rewards - taken)
 
 
 def fault_of_error(error: BaseException, completions: Sequence[Completion]) -> str:

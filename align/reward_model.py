@@ -16,6 +16,7 @@ from torch import Tensor
 from align.batch import rows_at
 from align.config import RewardModelConfig
 from align.logprobs import base_model
+from align.models import check_lengths
 from align.pairs import Pairs
 from align.preferences import bradley_terry_loss
 from align.reward_head import RewardModel, TokenScores, at_last, check_ends
@@ -71,6 +72,7 @@ class RewardTraining:
             raise ValueError("there are no pairs to learn from: every row was left out, or none was read")
         pad: int | None = base_model(model.model).config.get_text_config().pad_token_id
         check_ends([ids[-1:] for side in (pairs.chosen, pairs.rejected) for ids in side.ids], pad)
+        check_lengths(model, [*pairs.chosen.ids, *pairs.rejected.ids])
         self.config = config
         self.data = pairs
         self.accelerator = accelerator

@@ -17,6 +17,7 @@ from align.batch import rows_at
 from align.config import SFTConfig
 from align.data import Examples
 from align.logprobs import TokenLogprobs
+from align.models import check_lengths
 from align.training import Trainer
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class SFT:
     def __init__(self, policy: nn.Module, examples: Examples, config: SFTConfig, accelerator: Accelerator) -> None:
         if len(examples) == 0:
             raise ValueError("there are no examples to learn from: every row was dropped, or none was read")
+        check_lengths(policy, examples.ids)
         self.config = config
         self.data = examples
         self.accelerator = accelerator

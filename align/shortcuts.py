@@ -47,19 +47,24 @@ def tried_out(model: PreTrainedModel, logits_of: Logits, *, checkpoints: bool) -
     own = cast(Tensor, logits(Shortcuts()))
     rounding = max(1e-3, 10 * torch.finfo(own.dtype).eps)
 
-    def exact(shortcuts: Shortcuts) -> bool:
-        got = logits(shortcuts)
-        return got is not None and bool((got - own).abs().max() <= rounding * own.abs().max())
+    def wrong_with(shortcuts: Shortcuts) -> str | None:
+        try:
+            got = logits(shortcuts)
+        except (RuntimeError, ValueError, IndexError) as error:
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        if got is not None and bool((got - own).abs().max() <= rounding * own.abs().max()):
+            return None
+        return "another kind of cache, or dropout" if shortcuts.cache else "another kind of head"
 
-    head = model.get_output_embeddings() is not None and model.base_model is not model and exact(Shortcuts(head=True))
-    cache = not checkpoints and exact(Shortcuts(head, cache=True))
+    apart = model.get_output_embeddings() is not None and model.base_model is not model
+    head = wrong_with(Shortcuts(head=True)) if apart else "another kind of head"
+    cache = None if checkpoints else wrong_with(Shortcuts(head is None, cache=True))
     faults = {
-        "its head cannot be run alone, so the logits of a whole micro-batch are held in memory": not head,
+        f"its head cannot be run alone ({head}), so the logits of a whole micro-batch are held in memory": head,
         "gradient checkpointing is on, so every row forwards its prompt": checkpoints,
-        "what follows a cached prompt is not exact (another kind of cache, or dropout), so every row forwards its "
-        "prompt": not (checkpoints or cache),
+        f"what follows a cached prompt is not exact ({cache}), so every row forwards its prompt": cache,
     }
     for fault in (fault for fault, there in faults.items() if there):
         advice = "lower tokens_per_micro_batch if that is too much"
-        warnings.warn(f"{type(model).__name__}: {fault}; {advice}", stacklevel=4)
-    return Shortcuts(head, cache)
+        warnings.warn(f"{type(model).__name__}: {fault}; {advice}", stacklevel=2)
+    return Shortcuts(head is None, cache is None and not checkpoints)

@@ -34,6 +34,7 @@ def load_trained_state(module: nn.Module, optimizer: torch.optim.Optimizer, stat
             f"the checkpoint is of another model: it lacks {sorted(expected - got)[:3]} and has "
             f"{sorted(got - expected)[:3]}. Resume with the model and LoRA options that the run began with."
         )
+    optimizer.state.clear()  # a state of before the first step has no moments
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(state["parameters"][name])

@@ -30,11 +30,24 @@ def truncated(logits: Tensor, *, top_p: float = 1.0, top_k: int = 0) -> Tensor:
     >>> truncated(torch.tensor([0.1, 0.5, 0.15, 0.25]).log(), top_p=0.7).softmax(-1)
     tensor([0.0000, 0.6667, 0.0000, 0.3333])
     """
-    values, order = logits.float().sort(dim=-1, descending=True, stable=True)
-    if top_k:
-        values, order = values[..., :top_k], order[..., :top_k]
+    logits = logits.float()
+    values, order = _likeliest(logits, top_k or logits.shape[-1])
     if top_p < 1:
         before = values.softmax(-1).cumsum(-1, dtype=torch.float64).roll(1, dims=-1)  # of the likelier words
         before[..., 0] = 0.0
         values = values.masked_fill(before >= top_p, -torch.inf)
-    return torch.full_like(logits, -torch.inf, dtype=torch.float32).scatter(-1, order, values)
+    return torch.full_like(logits, -torch.inf).scatter(-1, order, values)
+
+
+def _likeliest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest logits, largest first and of equal ones the lower id first, and their ids. [..., k]"""
+    if k < logits.shape[-1]:  # to sort a whole vocabulary takes 25 times as long
+        values, order = logits.topk(k, dim=-1)
+        last = values[..., -1:]
+        # Of words that are as likely as the last one topk takes any, which is right only where it takes all.
+        if torch.equal((logits == last).sum(dim=-1), (values == last).sum(dim=-1)):
+            order = order.sort(dim=-1).values
+            values, places = logits.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+            return values, order.gather(-1, places)
+    values, order = logits.sort(dim=-1, descending=True, stable=True)
+    return values[..., :k], order[..., :k]

@@ -18,7 +18,7 @@ from align.batch import Prompts
 from align.data import PromptRows, read_prompts, tokenize_prompts
 from align.logprobs import base_model
 from align.mixture import Rows, mix
-from align.models import add_lora, load_model, load_tokenizer
+from align.models import add_lora, check_lengths, load_model, load_tokenizer
 from align.reward_head import RewardModel, load_reward_model
 from align.rewards import Reward, RewardError, check_rewards
 from align.rows import DataError, nearest, no_such_folder
@@ -282,12 +282,16 @@ def check_fit(model: nn.Module, ids: Sequence[Sequence[int]], new_tokens: int = 
             "take the tokenizer that belongs to the model, or resize its embeddings"
         )
     room = getattr(config, "max_position_embeddings", None) or longest
+    words, advice = "", "leave long ones out with --max-tokens {limit} --too-long drop"
+    if new_tokens:
+        words = f" ({new_tokens} of them new)"
+        advice = "lower --max-new-tokens, or leave long prompts out with --max-prompt-tokens N --too-long drop"
+    check_lengths(model, ids, new_tokens, advice=advice)
     if longest > room:
-        words, advice = "", f"leave long ones out with --max-tokens {room} --too-long drop"
-        if new_tokens:
-            words = f" ({new_tokens} of them new)"
-            advice = "lower --max-new-tokens, or leave long prompts out with --max-prompt-tokens N --too-long drop"
-        raise ValueError(f"the longest text has {longest} tokens{words}, but the model was made for {room}: {advice}")
+        raise ValueError(
+            f"the longest text has {longest} tokens{words}, but the model was made for {room}: "
+            f"{advice.format(limit=room)}"
+        )
 
 
 def sampling_habits(model: nn.Module) -> dict[str, Any]:

@@ -157,9 +157,17 @@ def small_pairs(count: int = 11) -> Pairs:
 
 
 def small_dpo(
-    *, lora: bool = False, double: bool = False, micro: int = 10_000, loss=None, score=summed, cache=None, **changes
+    *,
+    lora: bool = False,
+    double: bool = False,
+    micro: int = 10_000,
+    loss=None,
+    score=summed,
+    cache=None,
+    policy=None,
+    **changes,
 ):
-    policy, _ = small_policy(lora=lora, double=double)
+    policy = policy or small_policy(lora=lora, double=double)[0]
     config = DPOConfig(
         **{
             "steps": 6,
@@ -184,8 +192,8 @@ def small_feedback(count: int = 11) -> Feedback:
     return Feedback(Examples(ids, masks), [True] * liked + [False] * count)
 
 
-def small_kto(*, lora: bool = False, double: bool = False, micro: int = 10_000, cache=None, **changes):
-    policy, _ = small_policy(lora=lora, double=double)
+def small_kto(*, lora: bool = False, double: bool = False, micro: int = 10_000, cache=None, policy=None, **changes):
+    policy = policy or small_policy(lora=lora, double=double)[0]
     feedback, accelerator = small_feedback(), Accelerator(cpu=True)
     config = KTOConfig(
         **{

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -343,9 +344,9 @@ def turn(role, content):
 
 def test_the_order_of_an_epoch_is_a_permutation_and_a_function_of_seed_and_epoch_alone():
     torch.manual_seed(1)
-    first = epoch_order(100, seed=3, epoch=0)
+    first = epoch_order(100, seed=3, epoch=0).tolist()
     torch.manual_seed(2)
-    assert epoch_order(100, seed=3, epoch=0) == first
+    assert epoch_order(100, seed=3, epoch=0).tolist() == first
     assert sorted(first) == list(range(100))
     assert len({tuple(epoch_order(100, seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
@@ -357,3 +358,11 @@ def test_a_resumed_run_needs_only_its_position():
     assert rows_at(5, 0, size=7, seed=1) == []
     with pytest.raises(ValueError, match="there are no rows"):
         rows_at(0, 1, size=0, seed=1)
+
+
+def test_the_order_of_an_epoch_is_made_once_for_all_its_steps(monkeypatch):
+    made, default_rng = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: made.append(seed) or default_rng(seed))
+    for step in range(20):
+        assert all(type(row) is int for row in rows_at(step * 5, 5, size=50, seed=12_345))
+    assert made == [[12_345, 0], [12_345, 1]]

@@ -16,9 +16,12 @@ from align.config import DPOConfig, KTOConfig, OptimizerConfig
 from align.data import Examples
 from align.dpo import DPO
 from align.kto import mismatched
+from align.logprobs import Policy
 from align.metrics import described
 from align.pairs import Feedback, Pairs
 from align.preferences import averaged, dpo_margins, hinge_loss, ipo_loss, kto_loss, simpo_loss, summed
+from align.training import NonFiniteError
+from tests.models import tiny_model
 from tests.small_runs import small_dpo, small_feedback, small_kto, small_pairs, small_policy
 
 MAKERS = [small_dpo, small_kto]
@@ -55,6 +58,17 @@ def test_a_fresh_policy_has_loss_log_2_and_no_margin(lora):
     assert first["preference/margin"] == first["preference/chosen_reward"] == first["preference/rejected_reward"] == 0
     assert first["preference/accuracy"] == 0.5
     assert first["optim/grad_norm"] > 0.1
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_policy_that_comes_with_dropout_is_compared_without(make, cached, tmp_path):
+    """Its reference is taken, or its cache computed, while the dropout is still there."""
+    model = tiny_model("gpt2", resid_pdrop=0.5)
+    first = run(make(policy=Policy(model), cache=tmp_path / "cache" if cached else None), 1)[0]
+    assert first["preference/chosen_reward"] == pytest.approx(0, abs=1e-5)
+    assert first["preference/rejected_reward"] == pytest.approx(0, abs=1e-5)
+    assert not any(module.p for module in model.modules() if isinstance(module, torch.nn.Dropout))
 
 
 def test_a_fresh_policy_has_kto_loss_of_half_the_mean_weight():
@@ -272,3 +286,21 @@ def test_what_cannot_be_trained_is_refused_with_the_way_out():
         DPO(policy, Pairs(Examples([], []), Examples([], [])), DPOConfig(), Accelerator(cpu=True), reference=None)
     with pytest.raises(ValueError, match=r"a value a pair, \[5\], got \[\]"):
         run(small_dpo(loss=lambda *four: dpo_margins(*four).mean()), 1)
+
+
+def test_a_reference_point_that_is_nan_stops_the_run_and_is_not_taken_for_0():
+    algorithm = small_kto()
+    known, reference = {tuple(ids) for ids in algorithm.data.examples.ids}, algorithm.reference
+
+    def broken(input_ids, action_mask):
+        """NaN for what is no answer of the data: an answer under another's prompt."""
+        said = reference(input_ids, action_mask)
+        ends = action_mask.shape[1] - action_mask.int().flip(1).argmax(dim=1)
+        strange = [tuple(ids[:end].tolist()) not in known for ids, end in zip(input_ids, ends, strict=True)]
+        return torch.where(torch.tensor(strange)[:, None] & action_mask, torch.nan, said)
+
+    algorithm.reference = broken
+    before = parameters(algorithm)
+    with pytest.raises(NonFiniteError, match=r"^step 1: the reference point is nan"):
+        run(algorithm, 1)
+    assert all(torch.equal(value, before[name]) for name, value in parameters(algorithm).items())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from align.batch import means_of
 from align.config import ImportanceConfig, SamplingConfig
 from align.external import ExternalSampler
 from align.grpo import GRPO
@@ -104,3 +105,8 @@ def test_one_that_says_half_the_probability_of_each_token_weighs_every_token_twi
     assert second["policy/importance_weight"] == pytest.approx(2, abs=1e-5)
     if make is small_grpo:  # PPO's critic learns unweighed
         assert second["optim/grad_norm"] == pytest.approx(2 * first["optim/grad_norm"], rel=1e-4)
+
+
+def test_completions_without_a_token_have_no_entropy_and_stop_nothing():
+    sums = {"completions": 2, "tokens": 0, "entropy": 0, "truncated": 0, "valid": 0, "reward": 0, "square": 0}
+    assert means_of({name: float(value) for name, value in sums.items()})["policy/entropy"] == 0

@@ -66,6 +66,12 @@ def test_a_ratio_beyond_all_numbers_is_bounded_or_left_out_and_never_nan():
     assert importance_weights(policy, sampler, mask, mode="sequence-mask").weights.tolist() == [[0, 0]]
 
 
+@pytest.mark.parametrize("mode", ["token-trunc", "tokens-mask", "truncate", None])
+def test_a_mode_that_is_not_there_is_refused_and_never_taken_for_another(mode):
+    with pytest.raises(ValueError, match=r"^mode must be one of token-truncate, .*, got"):
+        importance_weights(POLICY, SAMPLER, ACTIONS, mode=mode)
+
+
 def test_tensors_of_different_shapes_are_refused():
     with pytest.raises(ValueError, match=r"logprobs \[2, 4\], sampler_logprobs \[2, 3\]"):
         importance_weights(POLICY, SAMPLER[:, :3], ACTIONS)

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.testing import assert_close
 
+from align.config import DPOConfig, KTOConfig, RewardModelConfig, SFTConfig
+from align.data import Examples
+from align.dpo import DPO
+from align.evaluate import evaluate
+from align.kto import KTO
 from align.logprobs import Policy
-from align.models import add_lora, load_model, load_tokenizer, reference_of, save_model
+from align.models import add_lora, check_lengths, load_model, load_tokenizer, reference_of, save_model
+from align.pairs import Feedback, Pairs
+from align.reward_head import RewardModel, reward_model_of
+from align.reward_model import RewardTraining
+from align.sft import SFT
+from recipes.inputs import check_fit
 from tests.models import tiny_model
+from tests.small_runs import small_grpo
 from tests.tiny import tiny_tokenizer
 
 IDS = torch.tensor([[5, 9, 12, 7, 30], [8, 3, 3, 11, 6]])
@@ -81,6 +94,21 @@ def test_adapters_load_in_peft_as_they_were_saved(saved, tmp_path):
     assert_close(logprobs(again.eval()), logprobs(model))
 
 
+def test_a_model_is_saved_over_another_and_into_an_empty_folder_but_over_nothing_else(tmp_path):
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    (tmp_path / "final").mkdir()
+    save_model(add_lora(tiny_model(), rank=2), tokenizer, tmp_path / "final", card="")
+    save_model(model, tokenizer, tmp_path / "final", card="")
+    assert not (tmp_path / "final" / "adapter_config.json").exists()
+    assert_close(logprobs(load_model(tmp_path / "final")), logprobs(model))
+    (tmp_path / "work").mkdir()
+    for folder, precious in ((tmp_path / "work", tmp_path / "work" / "thesis.tex"), (tmp_path / "notes",) * 2):
+        precious.write_text("years")
+        with pytest.raises(ValueError, match="holds no model, so saving would delete it: name another folder"):
+            save_model(model, tokenizer, folder, card="")
+        assert precious.read_text() == "years"
+
+
 def test_lora_trains_only_its_adapters():
     model = add_lora(tiny_model(), rank=4)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -129,3 +157,88 @@ def test_after_the_reference_was_asked_the_adapters_are_on_and_trainable():
     assert_close(after.detach(), before, rtol=0, atol=0)
     after.sum().backward()
     assert all(p.grad is not None for p in policy.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(("bias", "shared"), [("none", True), ("lora_only", False), ("all", False)])
+def test_adapters_that_train_biases_too_leave_the_reference_where_it_was(bias, shared):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", bias=bias)
+    policy = Policy(get_peft_model(tiny_model("qwen2"), config))
+    reference = reference_of(policy)
+    before = reference(IDS, ALL)
+    shaken(policy.model)
+    assert_close(reference(IDS, ALL), before, rtol=0, atol=0)
+    assert reference.without_adapters == shared
+
+
+def test_a_copied_reference_has_no_dropout_and_forwards_a_shared_prompt_once():
+    model = tiny_model("gpt2")  # whose dropout is 0.1
+    model.gradient_checkpointing_enable()
+    reference = reference_of(Policy(model.train()))
+    assert_close(reference(IDS, ALL), reference(IDS, ALL), rtol=0, atol=0)
+    assert reference.policy.shortcuts().cache
+    assert model.training
+
+
+ROPES = {
+    "longrope": ("phi3", {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0}),
+    "dynamic": ("llama", {"factor": 4.0}),
+}
+
+
+def turned_by_the_batch(kind: str):
+    """A model whose positions are others beside a text of more than 16 tokens."""
+    architecture, settings = ROPES[kind]
+    rope = {"rope_type": kind, "rope_theta": 10_000.0, **settings}
+    longest = {"max_position_embeddings": 16}
+    if kind == "longrope":
+        longest = {"max_position_embeddings": 64, "original_max_position_embeddings": 16}
+    return tiny_model(architecture, vocab_size=len(tiny_tokenizer()), rope_parameters=rope, **longest)
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_the_length_from_which_texts_are_refused_is_that_from_which_a_text_depends_on_the_batch(kind):
+    model, short = turned_by_the_batch(kind), IDS[:1]
+
+    def beside(length: int) -> torch.Tensor:
+        ids = torch.zeros(2, length, dtype=torch.int64)
+        ids[0, :5], ids[1] = short[0], 7
+        mask = torch.arange(length) < torch.tensor([[5], [length]])
+        # not Policy's own forward, which would forward two rows of such different lengths apart
+        return model(input_ids=ids, attention_mask=mask.long()).logits[0, :5].detach()
+
+    alone = model(input_ids=short).logits[0].detach()
+    assert_close(beside(16), alone)
+    assert (beside(17) - alone).abs().max() > 1e-3
+    check_lengths(model, [[7] * 16, [7]])
+    check_lengths(Policy(model), [[7] * 10, [7]], 6)
+    with pytest.raises(ValueError, match=rf"17 tokens, but beyond 16 the model's '{kind}' rope.*lower max_new_tokens"):
+        check_lengths(model, [[7] * 17, [7]])
+    with pytest.raises(ValueError, match=rf"17 tokens \(7 of them new\), but beyond 16 the model's '{kind}' rope"):
+        check_lengths(Policy(add_lora(model)), [[7] * 10, [7]], 7)
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_every_algorithm_and_the_evaluation_refuse_such_lengths(kind):
+    model = turned_by_the_batch(kind)
+    algorithm, accelerator = small_grpo(model=model, max_new_tokens=8), Accelerator(cpu=True)
+    prompts = replace(algorithm.prompts, ids=[[7] * 9 for _ in algorithm.prompts.ids])
+    long, policy = Examples([[7, *[8] * 16]] * 2, [[False] + [True] * 16] * 2), Policy(model)
+    reward_model = RewardModel(reward_model_of(model, seed=0))
+    makers = [
+        lambda: small_grpo(model=model, max_new_tokens=14),
+        lambda: evaluate(algorithm.sampler, prompts, [], seed=0),
+        lambda: SFT(policy, long, SFTConfig(), accelerator),
+        lambda: DPO(policy, Pairs(long, long), DPOConfig(), accelerator, reference=reference_of(policy)),
+        lambda: KTO(policy, Feedback(long, [True, False]), KTOConfig(), accelerator, reference=reference_of(policy)),
+        lambda: RewardTraining(reward_model, Pairs(long, long), RewardModelConfig(), accelerator),
+        lambda: check_fit(model, long.ids),
+    ]
+    for make in makers:
+        with pytest.raises(ValueError, match=rf"beyond 16 the model's '{kind}' rope"):
+            make()
+
+
+def test_a_model_whose_positions_are_its_own_takes_any_length():
+    check_lengths(tiny_model(), [[7] * 10_000])

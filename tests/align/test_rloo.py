@@ -60,3 +60,18 @@ def test_the_loop_takes_the_kl_off_the_reward(micro):
     k1 = (rollouts.logprobs - ref_logprobs).sum(dim=1)
     assert k1.abs().max() > 0.01
     assert_close(rollouts.rewards, rollouts.parts["share_of_letter"] - 0.5 * k1, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "told"),
+    [
+        (lambda rollouts: torch.full((len(rollouts),), torch.nan), r"got \[16\] with 16 not finite"),
+        (lambda rollouts: torch.zeros(len(rollouts), 1), r"got \[16, 1\] with 0 not finite"),
+    ],
+)
+def test_a_penalty_that_is_no_finite_number_a_completion_is_refused_by_its_name(penalty, told):
+    algorithm = small_grpo()
+    penalty.__name__ = "my_penalty"
+    algorithm.penalty = penalty
+    with pytest.raises(ValueError, match=rf"penalty 'my_penalty' must give a finite number for each of 16 .*{told}"):
+        next(algorithm.steps())

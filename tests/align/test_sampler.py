@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
+import transformers
 from torch.testing import assert_close
 
-from align import decoding
+from align import decoding, logprobs
 from align import sampler as sampler_module
 from align.batch import Prompts
 from align.config import SamplingConfig
+from align.logprobs import Policy
 from align.models import disable_dropout
 from align.sampler import Sampler, draw, row_keys, uniforms
-from tests.models import EVERY, WITHOUT_CACHE, stirred_model, tiny_model
+from tests.models import EVERY, SIZES, WITHOUT_CACHE, stirred_model, tiny_model
 
 EOS = (2, 7)
 
@@ -251,3 +255,63 @@ def test_a_model_without_any_eos_is_refused_with_the_way_out():
 def test_no_prompts_are_refused():
     with pytest.raises(ValueError, match="at least one"):
         make().sample(prompts(), group_size=2, seed=0, step=0)
+
+
+def test_a_cache_that_looks_right_but_whose_positions_are_not_is_noticed_and_left_alone():
+    """RoBERTa counts its positions from its padding id, so those that the sampler gives are of other tokens."""
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(**{**SIZES, "is_decoder": True, "initializer_range": 0.3})
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    disable_dropout(model)
+    sampler = Sampler(model, Decoder(), SamplingConfig(max_new_tokens=6), eos_token_ids=EOS)
+    with pytest.warns(UserWarning, match="RobertaForCausalLM: what follows a cached prompt is not exact"):
+        rollouts = sampler.sample(prompts(13, 3), group_size=3, seed=0, step=0)
+    for row in range(6):
+        s = rollouts.sequences
+        ids = s.input_ids[row : row + 1, : s.lengths[row]]
+        with torch.no_grad():
+            logp = model.eval()(input_ids=ids).logits.log_softmax(-1)
+        said = logp[:, :-1].gather(-1, ids[:, 1:, None])[0, :, 0][s.action_mask[row, 1 : s.lengths[row]]]
+        assert_close(rollouts.logprobs[row][s.action_mask[row]], said, atol=1e-5, rtol=1e-5)
+
+
+def test_a_cache_that_cannot_even_be_tried_is_left_alone_and_the_reason_said():
+    torch.manual_seed(0)
+    config = transformers.MiniMaxConfig(
+        **{**SIZES, "head_dim": 8, "block_size": 8, "num_local_experts": 2, "initializer_range": 0.3},
+        layer_types=["linear_attention", "full_attention"],
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    disable_dropout(model)
+    with pytest.warns(UserWarning, match=r"MiniMaxForCausalLM: what follows a cached .* \(RuntimeError: The size of"):
+        Policy(model).shortcuts()
+    sampler = Sampler(model, Decoder(), SamplingConfig(max_new_tokens=6), eos_token_ids=EOS)
+    rollouts = sampler.sample(prompts(13, 3), group_size=3, seed=0, step=0)
+    s = rollouts.sequences
+    assert_close(Policy(model)(s.input_ids, s.action_mask).logprobs.detach(), rollouts.logprobs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_of_attention_is_tried_once_and_what_dropout_spoils_in_training_does_not_slow_sampling(monkeypatch):
+    tried, tried_out = [], logprobs.tried_out
+    monkeypatch.setattr(logprobs, "tried_out", lambda *rest, **more: tried.append(1) or tried_out(*rest, **more))
+    model = tiny_model("gpt2")  # whose dropout is 0.1
+    with pytest.warns(UserWarning, match="dropout"):
+        assert not Policy(model.train()).shortcuts().cache
+    sampler = Sampler(model, Decoder(), SamplingConfig(max_new_tokens=6), eos_token_ids=EOS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for step in range(3):
+            sampler.sample(prompts(13, 3), group_size=3, seed=0, step=step)
+    assert len(tried) == 2
+
+
+def test_a_temperature_divides_logits_of_half_precision_in_float32_as_in_training():
+    sampler = make(temperature=0.7)
+    sampler.model.lm_head.weight.data *= 6
+    with torch.autocast("cpu", torch.bfloat16):
+        rollouts = sampler.sample(prompts(9, 9), group_size=8, seed=0, step=0)
+        s = rollouts.sequences
+        said = Policy(sampler.model, temperature=0.7)(s.input_ids, s.action_mask).logprobs.detach()
+        plain = Policy(sampler.model)(s.input_ids, s.action_mask).logprobs.detach()
+    gap = (said - rollouts.logprobs).abs()[s.action_mask].mean()
+    assert gap < 0.02 < (plain - rollouts.logprobs).abs()[s.action_mask].mean(), gap

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from align.batch import Sequences
 from align.config import OptimizerConfig
 from align.training import NonFiniteError, Trainer, cut_by_tokens, learning_rate
 from tests.small_runs import small_grpo, small_policy, small_sft
@@ -161,3 +162,15 @@ def test_settings_of_accelerate_that_would_change_the_gradient_are_refused():
 def test_settings_that_are_not_numbers_are_refused(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         OptimizerConfig(**setting)
+
+
+def test_a_state_of_before_the_first_step_brings_back_an_optimizer_without_moments():
+    policy, _ = small_policy()
+    trainer = Trainer(policy, OptimizerConfig(learning_rate=1e-2), Accelerator(cpu=True), 10)
+    fresh, sequences = trainer.state(), Sequences.from_lists([[5, 6, 7, 8, 9]], [[False] + [True] * 4])
+    ends = []
+    for _ in range(2):
+        trainer.load_state(fresh)
+        trainer.step(sequences, lambda said, rows: ((-said.logprobs).sum(), {}), step=0)
+        ends.append(trainer.state()["parameters"])
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())

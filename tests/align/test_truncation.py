@@ -122,3 +122,17 @@ def test_without_truncation_it_is_never_called_and_keeping_every_word_draws_the_
 def test_a_top_p_that_is_no_probability_to_keep_is_refused(top_p):
     with pytest.raises(ValueError, match=r"top_p must lie in \(0, 1\], got"):
         SamplingConfig(top_p=top_p)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bounds", [{"top_k": 1}, {"top_k": 20}, {"top_k": 20, "top_p": 0.6}])
+def test_the_words_kept_are_those_of_a_stable_sort_of_the_whole_vocabulary_whatever_is_equal(bounds, dtype):
+    generator = torch.Generator().manual_seed(0)
+    for spread in (3.0, 0.02):  # in bfloat16 and with a small spread, many words are as likely as the last one kept
+        logits = (torch.randn(8, 2_000, generator=generator) * spread).to(dtype)
+        values, order = logits.float().sort(dim=-1, descending=True, stable=True)
+        values, order = values[:, : bounds["top_k"]], order[:, : bounds["top_k"]]
+        before = values.softmax(-1).cumsum(-1, dtype=torch.float64) - values.softmax(-1)
+        values = values.masked_fill(before >= bounds.get("top_p", 1.1), -torch.inf)
+        expected = torch.full_like(logits, -torch.inf, dtype=torch.float32).scatter(-1, order, values)
+        assert torch.equal(truncated(logits, **bounds), expected)
