@@ -72,7 +72,7 @@ def compare(runs: Sequence[RunDirectory]) -> list[Path]:
 def began_and_ended(metric: str, history: History) -> str:
     """Write how a metric began and ended in one run."""
     ends = from_to(metric, history)
-    return f"{ends[0]} → {ends[1]}" if ends else ""
+    return f"{ends.began} → {ends.ended}" if ends else ""
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -70,6 +70,12 @@ LABELS: dict[str, Label] = {
 }
 """In the order in which they are shown."""
 
+EXACT = frozenset(
+    {"optim/learning_rate", "policy/epsilon", "exploration/rate", "learning/alpha", "kl/coef"}
+    | {"steps/total", "episode/count", "tokens/total", "optim/updates"}
+)
+"""Set or counted, not measured: without noise, so that a mean of some steps would only hide the first and the last."""
+
 
 def label(name: str) -> Label:
     """Return the label of a metric; an unknown one is called by its own name."""
