@@ -241,7 +241,8 @@ class Display:
         table.add_column(overflow="fold")
         table.add_row("", "", Text(shorten(f"completions of step {step}", room), "dim"))
         for role, example in samples:
-            answer = Text(shorten(self._plain(str(example.get("completion", ""))), room))
+            completion = str(example.get("completion") or "")
+            answer = Text(shorten(self._plain(completion), room)) if completion else Text("(empty)", "dim")
             parts = example.get("parts") or {}
             if len(parts) > 1:
                 told = "  ".join(f"{name} {value:.3g}" for name, value in parts.items())

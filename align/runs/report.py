@@ -25,6 +25,8 @@ STEPS_TO_READ = 10
 """First and last steps whose mean is told as where a noisy metric began and ended."""
 TOLD_FIRST = {"reward/mean", "episode/return", "sft/accuracy", "preference/accuracy"}
 """Told at the head of the page, beside all evaluations."""
+EMPTY = '<span class="soft">(empty)</span>'
+"""What stands for a text without a character."""
 BESIDE = {"reward/std"}
 """Drawn as the band of another chart."""
 
@@ -221,7 +223,7 @@ def _card(sample: Mapping[str, Any], step: int) -> str:
         f'<article class="card"><header><span><b>{_shown(str(sample.get("role", "")))}</b> of step {step}</span>'
         f"<span>reward <b>{_value(sample.get('reward'))}</b>, {int(sample.get('tokens', 0))} tokens{ended}</span>"
         f'</header><pre class="prompt">{_shown(sample.get("prompt", ""), lines=True)}</pre>'
-        f"<pre>{_shown(sample.get('completion', ''), lines=True)}</pre>"
+        f"<pre>{_shown(sample.get('completion', ''), lines=True) or EMPTY}</pre>"
         + (f'<p class="parts">{listed}</p>' if len(parts) > 1 else "")
         + "</article>"
     )
@@ -235,7 +237,7 @@ def _groups(rollouts: Lines) -> str:
 def _group_table(line: Mapping[str, Any]) -> str:
     group = line["group"]
     rows = "".join(
-        f'<tr><td class="text">{_shown(shorten(str(one.get("completion", "")), 300))}</td>'
+        f'<tr><td class="text">{_shown(shorten(str(one.get("completion", "")), 300)) or EMPTY}</td>'
         f'<td class="n">{int(one.get("tokens", 0))}</td><td class="n">{_value(one.get("reward"))}</td>'
         f'<td class="n {_sign(one.get("advantage"))}">{_value(one.get("advantage"), "+.2f")}</td></tr>'
         for one in group

@@ -196,6 +196,13 @@ def test_markup_in_a_completion_is_shown_as_it_is() -> None:
     assert r"[bold]x[/bold] :boom: \x1b[31m" in file.getvalue()
 
 
+def test_an_empty_completion_is_said_to_be_empty() -> None:
+    display, file = shown(terminal=True)
+    with display:
+        display.samples(1, [("worst", {"completion": "", "reward": 0.0})])
+    assert re.search(r"worst +0 +\(empty\)", file.getvalue())
+
+
 def test_a_terminal_without_unicode_gets_ascii() -> None:
     display, file = shown(terminal=False, encoding="ascii")
     with display:

@@ -102,6 +102,13 @@ def test_what_is_set_or_counted_is_told_and_drawn_as_it_was_and_means_are_called
     assert [kind for kind, _ in lines] == ["raw", "train", "train"] and float(lines[2][1]) == 24.0
 
 
+def test_an_empty_completion_is_said_to_be_empty(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    silent = [{"role": "best", **example(0, completion="")}]
+    folder.append("completions.jsonl", {"step": 60, "rewards": [0.0], "samples": silent, "group": silent})
+    assert Elements(write_report(tmp_path).read_text()).text.count("(empty)") == 2
+
+
 def test_it_is_one_file_that_asks_for_nothing_and_runs_nothing(tmp_path: Path) -> None:
     text = write_report(written(tmp_path).path).read_text()
     page = Elements(text)
