@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
@@ -107,13 +107,22 @@ def began_and_ended(metric: str, history: History) -> str:
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Return (dotted name, its value in each run) of every setting that is not the same in all."""
-    trees = [flat(config) for config in configs]
+    own = {key for config in configs for key in config if not all(key in one for one in configs)}
+    trees = [flat(without_group(config, own)) for config in configs]
     rows: list[tuple[str, ...]] = []
     for name in dict.fromkeys(name for tree in trees for name in tree):
         values = tuple(json.dumps(tree[name]) if name in tree else "" for tree in trees)
         if len({*values}) > 1 and name not in OF_THE_RUN:
             rows.append((visible(name), *(visible(shorten(value, 60)) for value in values)))
     return rows
+
+
+def without_group(config: Mapping[str, Any], own: Set[str]) -> dict[str, Any]:
+    """Lift the settings of a command, which stand under its name, so that those of two commands can be compared."""
+    lifted: dict[str, Any] = {}
+    for group, value in config.items():
+        lifted |= value if group in own and isinstance(value, dict) else {group: value}
+    return lifted
 
 
 def figure(metric: str, names: Sequence[str], histories: Sequence[History]) -> str:

@@ -76,6 +76,11 @@ def test_settings_are_compared_by_their_dotted_names_wherever_one_lacks_them():
     ]
 
 
+def test_settings_of_two_commands_are_compared_without_the_names_of_the_commands():
+    grpo, ppo = {"grpo": {"steps": 1, "rate": {"first": 0.1}}}, {"ppo": {"steps": 2, "rate": {"first": 0.1}}}
+    assert differing([grpo | {"seed": 0}, ppo | {"seed": 0}]) == [("steps", "1", "2")]
+
+
 def test_a_long_curve_is_thinned_to_means_and_evaluations_are_not():
     history = [{"step": float(step), "loss": float(step), "eval/loss": 1.0} for step in range(600)]
     assert len(points_of("loss", history, "step")) == 60 and len(points_of("eval/loss", history, "step")) == 600
