@@ -154,7 +154,7 @@ def _curves(history: Sequence[Mapping[str, float]]) -> str:
     has_both = any(name.startswith("eval/") for name in present)
     key = "<span><i></i>training</span>"
     key += f'<span><i class="eval"></i>{evaluated(present)}</span>' if has_both else ""
-    key += "<span>numbers where it is noisy: means of the first and of the last steps</span>"
+    key += f"<span>numbers where it is noisy: means of up to {STEPS_TO_READ} steps at either end</span>"
     return f'<p class="key">{key}</p><div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
