@@ -15,7 +15,7 @@ from typing import Any
 
 from align.runs.directory import RunDirectory, RunError, flat
 from align.runs.names import in_order, label
-from align.runs.report import axis_of, from_to
+from align.runs.report import STEPS_TO_READ, axis_of, from_to
 from align.runs.text import shorten, visible
 from recipes.comparison_page import Comparison, Curve, drawing, print_table, write
 
@@ -28,6 +28,11 @@ LEFT_OUT = {"reward/std", "optim/learning_rate", "steps/total", "episode/count",
 OF_THE_RUN = {"run.directory", "run.resume", "run.quiet"}
 """Settings that say where a run lies, not what it is."""
 
+NOTE = (
+    f"Means of up to {STEPS_TO_READ} steps at either end; of evaluations and of what is set or counted, the first and "
+    "the last value."
+)
+"""What the columns are."""
 OF_ANY_RUN = {"time", "tokens", "optim", "steps"}
 """Groups of metrics that say nothing of what was learned."""
 LONGEST_NAME = 60
@@ -57,6 +62,7 @@ def compare(runs: Sequence[RunDirectory]) -> list[Path]:
     rows = [(visible(label(name).words), *(began_and_ended(name, one) for one in histories)) for name in metrics]
     settings = differing([run.config for run in runs])
     print_table(head, rows)
+    print(f"\n{NOTE}")
     if not any(name.split("/")[0] not in OF_ANY_RUN for name in metrics):
         print("\nThese are runs of different kinds: they share no number that tells what was learned.")
     if alone:
@@ -70,7 +76,7 @@ def compare(runs: Sequence[RunDirectory]) -> list[Path]:
         Comparison(
             title=", ".join(names),
             rule=f"{len(settings)} settings differ." if settings else "The settings are the same.",
-            note="Means of the first 10 steps and of the last 10; of evaluations and settings the first and the last.",
+            note=NOTE,
             head=head,
             rows=rows,
             told=[(name, " | ".join(values)) for name, *values in settings],

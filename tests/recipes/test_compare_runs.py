@@ -34,6 +34,7 @@ def test_runs_are_told_from_begin_to_end_beside_each_other(tmp_path: Path, capsy
     assert end.value.code == 0
     told = capsys.readouterr().out
     assert "slow" in told and "0 → 0.25" in told and "0.5 → 1" in told  # means over half of so few steps
+    assert "Means of up to 10 steps at either end" in told
     assert "optimizer.learning_rate" in told and "0.001" in told and "run.directory" not in told
     assert str(tmp_path / "compare-slow+fast.html") in told
 
