@@ -72,12 +72,12 @@ def drawing(curves: Sequence[Curve], *, x_label: str, y_label: str, form: str, h
     return f'<p class="key">{key}</p>\n<figure>{chart}</figure>'
 
 
-def write(directory: Path, found: Comparison) -> list[Path]:
-    """Write comparison.md and comparison.html into a directory, and return their paths."""
+def write(directory: Path, found: Comparison, name: str = "comparison") -> list[Path]:
+    """Write a page as Markdown and as HTML into a directory, and return the paths of the two."""
     listed = "".join(f"* **{name}**: {what}\n" for name, what in found.told)
     table = markdown(found.head, found.rows)
     text = f"# {found.title}\n\n{table}\n{found.rule} {found.note}\n\n{listed}\n    {found.command}\n"
-    files = [directory / "comparison.md", directory / "comparison.html"]
+    files = [directory / f"{name}.md", directory / f"{name}.html"]
     files[0].write_text(text, encoding="utf-8")
     head, *cells = [
         "".join(f'<{tag} class="{"n" if place else ""}">{escape(cell)}</{tag}>' for place, cell in enumerate(row))

@@ -28,8 +28,9 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. `kind` is its class in the style sheet: "train" is noisy and smoothed, and of a "band ..." only the
-    spread is drawn; of any other, such as "eval", the points are few and each is drawn, called by `name` and its x.
+    """One curve. `kind` is its class in the style sheet: "train" is noisy and smoothed, "exact" is one of training
+    that is not, and of a "band ..." only the spread is drawn; of any other, such as "eval", the points are few and each
+    is drawn, called by `name` and its x.
     """
 
     kind: str
@@ -139,7 +140,7 @@ def _curve(series: Series, frame: Frame, form: str) -> str:
     points = series.points
     if series.kind.startswith("band"):
         return _band(points, frame, series.kind)
-    if series.kind != "train":
+    if series.kind not in ("train", "exact"):
         dots = [
             f'<circle class="{series.kind}" cx="{frame.x(p.x):.1f}" cy="{frame.y(p.y):.1f}" r="2.6">'
             f"<title>{escape(series.name)} {p.x:,.12g}: {format(p.y, form)}</title></circle>"
@@ -147,8 +148,10 @@ def _curve(series: Series, frame: Frame, form: str) -> str:
         ]
         return _path(points, frame, series.kind) + "".join(dots)
     parts = [_band(_smoothed_spread(points), frame, "band")] if any(p.spread for p in points) else []
-    # With few points the curve is its own mean.
-    parts += [_path(points, frame, "raw"), _path(_smoothed(points), frame, "train")]
+    if series.kind == "train":  # with few points the curve is its own mean
+        parts.append(_path(points, frame, "raw"))
+        points = _smoothed(points)
+    parts.append(_path(points, frame, "train"))
     if len(points) == 1:
         parts.append(f'<circle class="train" cx="{frame.x(points[0].x):.1f}" cy="{frame.y(points[0].y):.1f}" r="2.6"/>')
     return "".join(parts)

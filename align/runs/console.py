@@ -36,14 +36,21 @@ SHORT = {
     "completion/truncated": "cut",
     "group/silent": "silent",
     "optim/loss": "loss",
+    "preference/accuracy": "accuracy",
+    "preference/margin": "margin",
+    "preference/chosen_reward": "chosen",
+    "preference/rejected_reward": "rejected",
 }
-"""What a line off the terminal tells, under which name; "reward/std" is written beside the reward."""
+"""What a line tells, under which name; "reward/std" is written beside the reward."""
 
 SPEED = {"tokens/per_second": "tok/s", "steps/per_second": "steps/s"}
 """What tells how fast it goes, and its unit."""
 
 MAIN = ("reward/mean", "episode/return")
 """What is to rise: bold, and drawn where there is room."""
+
+LONGEST_NAME = 22
+"""Characters of a metric's name in the live region."""
 
 Metrics = Mapping[str, float]
 
@@ -95,7 +102,9 @@ class Display:
             self._began = (step - 1, time.monotonic() - metrics.get("time/step", 0.0))
         self._step = step
         evaluated = {name: value for name, value in metrics.items() if name.startswith("eval/")}
-        self._metrics = {name: value for name, value in metrics.items() if name not in evaluated}
+        told = {name: value for name, value in metrics.items() if name not in evaluated}
+        # What a rollout measures comes with the first update from it, and holds until the next one is measured.
+        self._metrics = told if any(name in told for name in MAIN) else {**self._metrics, **told}
         self._rewards.extend([metrics[name] for name in MAIN if name in metrics][:1])
         if evaluated:
             self._evaluation = (step, evaluated)
@@ -157,8 +166,7 @@ class Display:
         return told
 
     def _told(self, evaluation: Metrics) -> Text:
-        words = {name: label(name.removeprefix("eval/")).words.removeprefix("reward: ") for name in evaluation}
-        told = [f"{words[name]} {number(name, value)}" for name, value in evaluation.items()]
+        told = [f"{_short(name.removeprefix('eval/'))} {number(name, value)}" for name, value in evaluation.items()]
         return Text(self._plain(f"{evaluated(evaluation).replace('-', ' ')}: {', '.join(told)}"))
 
     def _time_left(self) -> str:
@@ -213,8 +221,11 @@ class Display:
 
     def _cell(self, name: str) -> Text:
         style = "bold" if name in MAIN else ""
-        words = shorten(self._plain(label(name).words), 24)
-        cell = Text.assemble((f"{words:<22} ", "dim"), (self._value(name), style), no_wrap=True, overflow="ellipsis")
+        words = self._plain(label(name).words)
+        words = words if len(words) <= LONGEST_NAME else f"{words[: LONGEST_NAME - 3]}..."
+        cell = Text.assemble(
+            (f"{words:<{LONGEST_NAME}} ", "dim"), (self._value(name), style), no_wrap=True, overflow="ellipsis"
+        )
         if name in MAIN and not self._ascii and self.console.width >= 100:
             cell.append(f" {sparkline(list(self._rewards), 8)}", "cyan")
         return cell
@@ -230,7 +241,8 @@ class Display:
         table.add_column(overflow="fold")
         table.add_row("", "", Text(shorten(f"completions of step {step}", room), "dim"))
         for role, example in samples:
-            answer = Text(shorten(self._plain(str(example.get("completion", ""))), room))
+            completion = str(example.get("completion") or "")
+            answer = Text(shorten(self._plain(completion), room)) if completion else Text("(empty)", "dim")
             parts = example.get("parts") or {}
             if len(parts) > 1:
                 told = "  ".join(f"{name} {value:.3g}" for name, value in parts.items())
@@ -238,6 +250,10 @@ class Display:
             reward = example.get("reward")
             table.add_row(Text(role, "cyan"), "" if reward is None else f"{reward:.3g}", answer)
         return table
+
+
+def _short(name: str) -> str:
+    return SHORT.get(name) or label(name).words.removeprefix("reward: ")
 
 
 def sparkline(values: list[float], width: int) -> str:

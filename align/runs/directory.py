@@ -10,6 +10,7 @@
     final/             for the recipe: the trained model
     exported-N/        for `align export`: the model of checkpoint N
     profile.txt        where steps went, if that was asked for
+    earlier-1/ ...     the files above of a run that ended here before its first checkpoint
 
 Lines are appended and flushed, so that a kill tears at most the last one; that one is dropped when it is read.
 """
@@ -17,6 +18,7 @@ Lines are appended and flushed, so that a kill tears at most the last one; that 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -30,11 +32,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-HARMLESS = frozenset({"save_every", "keep", "evaluate_every", "log_every", "quiet"})
-"""Options that may differ on resume, since no weight depends on them."""
+ROUNDING = frozenset({"tokens_per_micro_batch", "tokens_per_batch"})
+"""Options that cut the work to fit the memory: sums are taken in another order, so the last digits may differ."""
+HARMLESS = frozenset({"save_every", "keep", "evaluate_every", "log_every", "quiet"}) | ROUNDING
+"""Options that may differ on resume: no weight depends on them, or by no more than ROUNDING says."""
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "datasets", "peft", "numpy", "gymnasium", "vllm")
 LOGS = ("metrics.jsonl", "completions.jsonl", "events.jsonl")
+STANDING = ("start", "resume", "end", "stop", "error")
+"""Kinds of events that say how a run stands."""
 
 
 class RunError(RuntimeError):
@@ -65,33 +71,92 @@ class RunDirectory:
         """What `describe_environment` gave when the run was started."""
         return self._read_json("environment.json")
 
+    @property
+    def standing(self) -> str:
+        """The latest of STANDING that the run's events hold; "" where they hold none."""
+        kinds = [str(event.get("kind")) for event in self.read("events.jsonl")]
+        return next((kind for kind in reversed(kinds) if kind in STANDING), "")
+
+    @property
+    def _has_checkpoint(self) -> bool:
+        return any(self.checkpoints.glob("checkpoint-*"))
+
     def check(self, config: Mapping[str, Any], *, resume: bool, harmless: Iterable[str] = ()) -> None:
         """Refuse to start over a run that is there, or to resume with other options. Writes nothing.
+
+        A run that failed before its first checkpoint is in nobody's way. One that was killed before it looks like one
+        that still runs, so it begins anew only where a resume is asked for; there, too, with any options.
 
         Raises:
             RunError: naming what is in the way, or each option that differs.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file: a run needs a directory. Name another one.")
-        if not resume and self.holds_a_run:
-            raise RunError(f"{self.path} already holds a run: go on with it (--resume), or name another directory.")
         if resume and not self.holds_a_run:
             raise RunError(f"{self.path} holds no run to resume: start it without --resume, or name its directory.")
-        if resume:
+        if not self.holds_a_run:
+            return
+        ended = self.standing
+        if not resume and (ended != "error" or self._has_checkpoint):
+            raise RunError(self._taken(ended))
+        if resume and (ended == "end" or self._has_checkpoint):
             allowed = HARMLESS | set(harmless)
             differing = [line for name, line in differences(self.config, config) if not {name, _leaf(name)} & allowed]
             if differing:
-                raise RunError(
-                    f"{self.path} was started with other options: {'; '.join(differing)}. "
-                    "Resume with the same ones, or start a new run in another directory."
-                )
+                raise RunError(self._other_options(ended, "; ".join(differing)))
 
-    def start(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Make the directory and write the configuration and the environment of a new run."""
+    def rounding(self, config: Mapping[str, Any]) -> list[str]:
+        """Return "name: before -> after" of every option that differs and changes nothing but the last digits."""
+        return [line for name, line in differences(self.config, config) if _leaf(name) in ROUNDING]
+
+    def _taken(self, ended: str) -> str:
+        if ended == "end":
+            return f"{self.path} holds a finished run: name another directory{self._learn_on()}."
+        told = {"stop": "was stopped:", "error": "failed:"}.get(ended, "was killed or still runs: if killed,")
+        return f"{self.path} holds a run that {told} go on with it (--resume), or name another directory."
+
+    def _other_options(self, ended: str, differing: str) -> str:
+        if ended == "end":
+            return (
+                f"{self.path} holds a run that finished with other options: {differing}. It cannot go on with these: "
+                f"start a new run in another directory{self._learn_on()}."
+            )
+        return (
+            f"{self.path} was started with other options: {differing}. "
+            "Resume with the same ones, or start a new run in another directory."
+        )
+
+    def _learn_on(self) -> str:
+        models = ("config.json", "adapter_config.json")
+        saved = any((self.final / name).exists() for name in models)
+        return f"; to train its model further, give that one --model {self.final}" if saved else ""
+
+    def start(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> Path | None:
+        """Make the directory and write the configuration and the environment of a new run.
+
+        Returns:
+            Where the files of a run went that was here before, or None.
+        """
         with _told("start a run in", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            earlier = self._set_aside() if self.holds_a_run else None
             self._write_json("environment.json", environment)
             self._write_json("config.json", config)
+        return earlier
+
+    def _set_aside(self) -> Path:
+        """Move the files of a run that nothing can go on from: mixed with those of the next they would tell neither."""
+        places = (self.path / f"earlier-{count}" for count in itertools.count(1))
+        earlier = next(place for place in places if not place.exists())
+        earlier.mkdir()
+        # Copied, and replaced by `start`: killed at any instant, the directory holds a run that can be resumed.
+        for name in ("config.json", "environment.json"):
+            if (self.path / name).exists():
+                shutil.copy2(self.path / name, earlier / name)
+        names = ("report.html", "profile.txt", "failed-step-*.safetensors", *LOGS)
+        for path in [path for name in names for path in self.path.glob(name)]:
+            path.rename(earlier / path.name)
+        return earlier
 
     def rewind(self, step: int, config: Mapping[str, Any]) -> None:
         """Drop every line that is later than `step`, and torn last lines: the run goes on from there."""

@@ -16,17 +16,31 @@ class Label(NamedTuple):
 
 LABELS: dict[str, Label] = {
     "episode/return": Label("return", "mean of the latest episodes", ".4g"),
+    "seeds/return_low": Label("lowest return", "of the seeds", ".4g"),
+    "seeds/return_high": Label("highest return", "of the seeds", ".4g"),
+    "greedy_value": Label("value of greedy policy", "from the start, discounted", ".4g"),
     "episode/length": Label("episode length", "steps, mean", ".1f"),
     "reward/mean": Label("reward", "mean of the rollout"),
     "reward/std": Label("spread of reward", "standard deviation"),
+    "returns/objective": Label("reward less KL", "mean of completions"),
+    "preference/accuracy": Label("preference accuracy", "share of pairs", ".1%"),
+    "preference/margin": Label("preference margin", "reward of chosen - rejected"),
+    "preference/chosen_reward": Label("reward of chosen", "nats times beta"),
+    "preference/rejected_reward": Label("reward of rejected", "nats times beta"),
+    "reward_model/mean": Label("score", "mean of both answers"),
+    "reward_model/calibration_error": Label("calibration error", "share of pairs", ".1%"),
     "policy/entropy": Label("entropy", "nats per action"),
     "kl/reference": Label("KL to the reference", "nats per token"),
-    "kl/completion": Label("KL of a completion to the reference", "nats"),
+    "kl/completion": Label("KL of a completion", "to the reference, nats"),
+    "kl/coef": Label("weight of the KL", "score per nat"),
+    "kl/reference_point": Label("reference point", "mean log-ratio, nats"),
     "completion/length": Label("completion length", "tokens, mean", ".1f"),
     "completion/truncated": Label("completions cut", "share at max_new_tokens", ".0%"),
     "group/silent": Label("groups without signal", "share", ".0%"),
     "policy/clip_fraction": Label("clipped ratios", "share of actions", ".1%"),
     "policy/sampler_gap": Label("sampler gap", "nats per token", ".1e"),
+    "policy/importance_weight": Label("importance weight", "policy / sampler, mean"),
+    "policy/importance_cut": Label("weights out of bounds", "share of tokens", ".1%"),
     "sft/accuracy": Label("token accuracy", "share", ".1%"),
     "optim/grad_norm": Label("gradient norm", "before clipping"),
     "optim/learning_rate": Label("learning rate", "", ".2e"),
@@ -40,8 +54,12 @@ LABELS: dict[str, Label] = {
     "steps/total": Label("environment steps", "since the start", ",.0f"),
     "value/explained_variance": Label("critic explains", "share of the variance of returns", ".0%"),
     "value/td_error": Label("TD error", "mean of its size"),
+    "value/loss": Label("value loss", "before its weight"),
+    "returns/mean": Label("lambda-return", "mean over actions"),
     "policy/approx_kl": Label("KL of the update", "nats per action"),
     "policy/epsilon": Label("random actions", "share", ".1%"),
+    "exploration/rate": Label("exploration", "epsilon, temperature or width"),
+    "learning/alpha": Label("step size", "share of the way to the target"),
     "policy/epochs": Label("epochs", "of the update", ".0f"),
     "loss/policy": Label("policy loss", ""),
     "loss/value": Label("value loss", ""),
@@ -51,6 +69,12 @@ LABELS: dict[str, Label] = {
     "time/sample": Label("time of sampling", "seconds", ".2f"),
 }
 """In the order in which they are shown."""
+
+EXACT = frozenset(
+    {"optim/learning_rate", "policy/epsilon", "exploration/rate", "learning/alpha", "kl/coef"}
+    | {"steps/total", "episode/count", "tokens/total", "optim/updates"}
+)
+"""Set or counted, not measured: without noise, so that a mean of some steps would only hide the first and the last."""
 
 
 def label(name: str) -> Label:
@@ -66,7 +90,8 @@ def label(name: str) -> Label:
 
 def evaluated(names: Iterable[str]) -> str:
     """Return what evaluations are called: data are held out, but of an environment there is no more to hold out."""
-    return "evaluated" if any(name.startswith("eval/episode/") for name in names) else "held-out"
+    of_agents = ("eval/episode/", "eval/greedy_value")
+    return "evaluated" if any(name.startswith(of_agents) for name in names) else "held-out"
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -11,22 +11,34 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.runs.charts import Point, Series, histogram, line_chart
 from align.runs.directory import RunDirectory, flat
 from align.runs.health import RULES, findings
-from align.runs.names import duration, evaluated, in_order, label, number
+from align.runs.names import EXACT, duration, evaluated, in_order, label, number
 from align.runs.text import shorten, visible
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 LATEST_EVENTS = 40
 STEPS_TO_READ = 10
 """First and last steps whose mean is told as where a noisy metric began and ended."""
+TOLD_FIRST = {"reward/mean", "episode/return", "sft/accuracy", "preference/accuracy"}
+"""Told at the head of the page, beside all evaluations."""
+EMPTY = '<span class="soft">(empty)</span>'
+"""What stands for a text without a character."""
 BESIDE = {"reward/std"}
 """Drawn as the band of another chart."""
 
 Lines = list[dict[str, Any]]
+
+
+class Ends(NamedTuple):
+    """How a metric began and ended, each the mean of so many steps."""
+
+    began: str
+    ended: str
+    steps: int
 
 
 def write_report(directory: str | Path) -> Path:
@@ -83,8 +95,10 @@ def _head(name: str, history: Sequence[Mapping[str, float]], events: Lines) -> s
     total = next((event["total_steps"] for event in reversed(events) if "total_steps" in event), None)
     tiles = [("steps", f"{steps:,}" + (f" <small>of {int(total):,}</small>" if total else ""))]
     for metric in in_order({name for line in history for name in line}):
-        if metric.startswith("eval/") or metric in ("reward/mean", "episode/return", "sft/accuracy"):
-            tiles.append((_shown(label(metric).words), _from_to(metric, history)))
+        if metric.startswith("eval/") or metric in TOLD_FIRST:
+            ends = from_to(metric, history)
+            over = f", means of {ends.steps} steps" if ends and ends.steps > 1 else ""
+            tiles.append((_shown(label(metric).words) + over, _from_to(ends)))
     seconds = sum(value for line in history if math.isfinite(value := line.get("time/step", 0.0)))
     if seconds:
         tiles.append(("time in steps", duration(seconds)))
@@ -105,18 +119,18 @@ def _status(events: Lines) -> str:
     return f'<p class="status">{told}{f", resumed {resumes} times" if resumes > 1 else ", resumed once" * resumes}</p>'
 
 
-def from_to(metric: str, history: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
+def from_to(metric: str, history: Sequence[Mapping[str, float]]) -> Ends | None:
     """Return how a metric began and ended, over a few steps where it is noisy; None where nothing was finite."""
     values = [value for line in history if math.isfinite(value := line.get(metric, math.nan))]
     if not values:
         return None
-    few = 1 if metric.startswith("eval/") else min(STEPS_TO_READ, max(1, len(values) // 2))
-    return number(metric, sum(values[:few]) / few), number(metric, sum(values[-few:]) / few)
+    exact = metric in EXACT or metric.startswith("eval/")
+    few = 1 if exact else min(STEPS_TO_READ, max(1, len(values) // 2))
+    return Ends(number(metric, sum(values[:few]) / few), number(metric, sum(values[-few:]) / few), few)
 
 
-def _from_to(metric: str, history: Sequence[Mapping[str, float]]) -> str:
-    ends = from_to(metric, history)
-    return f"<small>{ends[0]} →</small> {ends[1]}" if ends else "not finite"
+def _from_to(ends: Ends | None) -> str:
+    return f"<small>{ends.began} →</small> {ends.ended}" if ends else "not finite"
 
 
 def _health(history: Sequence[Mapping[str, float]], events: Lines) -> str:
@@ -138,9 +152,10 @@ def _curves(history: Sequence[Mapping[str, float]]) -> str:
     names = [name for name in in_order(present) if name not in beside and not _drawn_with_training(name, present)]
     charts = [_chart(name, history) for name in names]
     has_both = any(name.startswith("eval/") for name in present)
-    key = '<p class="key"><span><i></i>training</span>'
-    key += f'<span><i class="eval"></i>{evaluated(present)}</span></p>' if has_both else "</p>"
-    return key + f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+    key = "<span><i></i>training</span>"
+    key += f'<span><i class="eval"></i>{evaluated(present)}</span>' if has_both else ""
+    key += f"<span>numbers where it is noisy: means of up to {STEPS_TO_READ} steps at either end</span>"
+    return f'<p class="key">{key}</p><div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
 def _drawn_with_training(name: str, present: set[str]) -> bool:
@@ -159,7 +174,7 @@ def _chart(name: str, history: Sequence[Mapping[str, float]]) -> str:
     over = "optimizer step" if axis == "step" else "environment step"
     series = [
         Series(
-            "eval" if metric.startswith("eval/") else "train",
+            "eval" if metric.startswith("eval/") else "exact" if metric in EXACT else "train",
             [
                 Point(_finite(line.get(axis, 0.0)), line[metric], _finite(line.get(spread, 0.0)))
                 for line in history
@@ -171,7 +186,9 @@ def _chart(name: str, history: Sequence[Mapping[str, float]]) -> str:
         if any(metric in line for line in history)
     ]
     drawing = line_chart(series, x_label=over, y_label=visible(unit or words), form=form)
-    return f"<figure><figcaption>{_shown(words)}<span>{_from_to(name, history)}</span></figcaption>{drawing}</figure>"
+    ends = from_to(name, history)
+    over = f' title="means of {ends.steps} steps"' if ends and ends.steps > 1 else ""
+    return f"<figure><figcaption>{_shown(words)}<span{over}>{_from_to(ends)}</span></figcaption>{drawing}</figure>"
 
 
 def _rewards(rollouts: Lines) -> str:
@@ -206,7 +223,7 @@ def _card(sample: Mapping[str, Any], step: int) -> str:
         f'<article class="card"><header><span><b>{_shown(str(sample.get("role", "")))}</b> of step {step}</span>'
         f"<span>reward <b>{_value(sample.get('reward'))}</b>, {int(sample.get('tokens', 0))} tokens{ended}</span>"
         f'</header><pre class="prompt">{_shown(sample.get("prompt", ""), lines=True)}</pre>'
-        f"<pre>{_shown(sample.get('completion', ''), lines=True)}</pre>"
+        f"<pre>{_shown(sample.get('completion', ''), lines=True) or EMPTY}</pre>"
         + (f'<p class="parts">{listed}</p>' if len(parts) > 1 else "")
         + "</article>"
     )
@@ -220,7 +237,7 @@ def _groups(rollouts: Lines) -> str:
 def _group_table(line: Mapping[str, Any]) -> str:
     group = line["group"]
     rows = "".join(
-        f'<tr><td class="text">{_shown(shorten(str(one.get("completion", "")), 300))}</td>'
+        f'<tr><td class="text">{_shown(shorten(str(one.get("completion", "")), 300)) or EMPTY}</td>'
         f'<td class="n">{int(one.get("tokens", 0))}</td><td class="n">{_value(one.get("reward"))}</td>'
         f'<td class="n {_sign(one.get("advantage"))}">{_value(one.get("advantage"), "+.2f")}</td></tr>'
         for one in group

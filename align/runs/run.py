@@ -118,7 +118,8 @@ def run(
 
     Args:
         algorithm: what is run.
-        directory: of the run; made where missing, refused where it already holds a run, unless `resume`.
+        directory: of the run; made where missing, refused where it already holds a run, unless `resume` or that one
+            failed before its first checkpoint: its files are then set aside.
         config: the resolved options, a dataclass or dict, nested as needed. On resume they must be as they were.
         command: the command line, told in the report and when the run is stopped.
         resume: go on from the newest intact checkpoint, or from the start where none was saved yet.
@@ -158,7 +159,7 @@ def run(
     display = Display(algorithm.total_steps, console, log_every=log_every, quiet=quiet or not is_main)
     journal = Journal(folder, display, track) if is_main else None
     if journal:
-        _open(journal, plain(config), describe_environment(device=device, command=command), checkpoint, resume)
+        _open(journal, plain(config), describe_environment(device=device, command=command), checkpoint)
     loop = _Loop(
         algorithm, folder, journal, save_every, keep, evaluate, evaluate_every, any_process,
         fresh=checkpoint is None, saved=checkpoint.step if checkpoint else None,
@@ -291,25 +292,29 @@ def _last_evaluation(history: list[dict[str, float]]) -> dict[str, float]:
     return {}
 
 
-def _open(
-    journal: Journal, config: dict[str, Any], environment: dict[str, Any], checkpoint: Checkpoint | None, resume: bool
-) -> None:
+def _open(journal: Journal, config: dict[str, Any], environment: dict[str, Any], checkpoint: Checkpoint | None) -> None:
     """Write the beginning of a run, or go back to where it is resumed."""
     folder = journal.directory
-    if not resume:
-        folder.start(config, environment)
+    if not checkpoint:
+        if earlier := folder.start(config, environment):
+            journal.display.say(
+                f"No checkpoint was saved here, so the run begins anew; the earlier one is in {earlier}."
+            )
         journal.event("start", 0, "started", total_steps=journal.display.total_steps)
         return
-    step = checkpoint.step if checkpoint else 0
+    step = checkpoint.step
     changed = [line for _, line in differences(folder.config, config)]
+    rounding = folder.rounding(config)
     elsewhere = [line for name, line in differences(folder.environment, environment) if name != "command"]
-    # Without a checkpoint the run starts anew, and its first evaluation with it: not even step 0 is kept.
-    folder.rewind(step if checkpoint else -1, config)
+    folder.rewind(step, config)
     journal.recall()
     journal.event("resume", step, f"resumed from step {step}", options=changed, environment=elsewhere)
     journal.display.say(f"Resumed from step {step} of {journal.display.total_steps}.")
-    for fault in checkpoint.faults if checkpoint else []:
+    for fault in checkpoint.faults:
         journal.warn("fault", step, f"{fault}; resumed from step {step} instead.")
+    if rounding:
+        words = f"equal to a run left alone but for rounding, not bit for bit: {'; '.join(rounding)}."
+        journal.warn("rounding", step, words)
     if elsewhere:
         journal.warn("environment", step, f"the environment differs, so the last digits may: {'; '.join(elsewhere)}.")
 

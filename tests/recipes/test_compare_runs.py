@@ -34,8 +34,34 @@ def test_runs_are_told_from_begin_to_end_beside_each_other(tmp_path: Path, capsy
     assert end.value.code == 0
     told = capsys.readouterr().out
     assert "slow" in told and "0 → 0.25" in told and "0.5 → 1" in told  # means over half of so few steps
+    assert "Means of up to 10 steps at either end" in told
     assert "optimizer.learning_rate" in told and "0.001" in told and "run.directory" not in told
-    assert str(tmp_path / "comparison.html") in told
+    assert str(tmp_path / "compare-slow+fast.html") in told
+
+
+def test_the_page_of_other_runs_is_another_file_named_from_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    slow, fast = two_runs(tmp_path / "runs")
+    third = a_run(tmp_path / "runs" / "a" / f"{'long' * 20}", rate=0.1, rewards=[1.0])
+    assert compare([slow, fast])[1] == tmp_path / "runs" / "compare-slow+fast.html"
+    monkeypatch.chdir(tmp_path)
+    pages = {*compare([slow, fast]), *compare([fast, slow]), *compare([slow, third]), *compare([fast, third])}
+    assert pages == {path.relative_to(tmp_path) for path in (tmp_path / "runs").glob("compare-*")} and len(pages) == 8
+
+
+def test_runs_of_different_kinds_are_compared_in_what_they_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    first = a_run(tmp_path / "grpo", rate=0.1, rewards=[0.0, 1.0])
+    other = RunDirectory(tmp_path / "dqn")
+    other.start({}, {})
+    for step in (1, 2):
+        other.append(
+            "metrics.jsonl", {"step": step, "steps/total": 500 * step, "episode/return": 1.0, "optim/grad_norm": 1.0}
+        )
+    _, page = compare([first, other])
+    told = capsys.readouterr().out
+    assert "they share no number that tells what was learned" in told and "In one run alone: return, reward." in told
+    assert page.read_text().count("<figure>") == 1 and "optimizer steps" in page.read_text()
 
 
 def test_the_page_draws_each_metric_once_and_holds_no_script(tmp_path: Path):
@@ -51,10 +77,15 @@ def test_settings_are_compared_by_their_dotted_names_wherever_one_lacks_them():
     ]
 
 
+def test_settings_of_two_commands_are_compared_without_the_names_of_the_commands():
+    grpo, ppo = {"grpo": {"steps": 1, "rate": {"first": 0.1}}}, {"ppo": {"steps": 2, "rate": {"first": 0.1}}}
+    assert differing([grpo | {"seed": 0}, ppo | {"seed": 0}]) == [("steps", "1", "2")]
+
+
 def test_a_long_curve_is_thinned_to_means_and_evaluations_are_not():
     history = [{"step": float(step), "loss": float(step), "eval/loss": 1.0} for step in range(600)]
-    assert len(points_of("loss", history)) == 60 and len(points_of("eval/loss", history)) == 600
-    assert points_of("loss", history)[0][:2] == (4.5, 4.5)
+    assert len(points_of("loss", history, "step")) == 60 and len(points_of("eval/loss", history, "step")) == 600
+    assert points_of("loss", history, "step")[0][:2] == (4.5, 4.5)
 
 
 def test_what_cannot_be_compared_is_refused_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

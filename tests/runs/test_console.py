@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from align.runs.console import Display, sparkline
+from align.metrics import METRICS as OF_ALIGN
+from align.runs.console import LONGEST_NAME, Display, sparkline
 from align.runs.names import LABELS, duration, in_order, label, number
 from align.runs.text import shorten, visible
+from classic_rl.metrics import METRICS as OF_AGENTS
 
 METRICS = {
     "reward/mean": 0.512, "reward/std": 0.3, "reward/exact_answer": 0.5, "kl/reference": 0.0123, "policy/entropy": 0.84,
@@ -65,6 +67,28 @@ def test_off_a_terminal_a_step_is_one_short_line() -> None:
         "loss -0.0012  4,123 tok/s"
     )
     assert file.getvalue().endswith("held out: accuracy 0.25\n")
+
+
+def test_what_a_rollout_measured_is_shown_until_the_next_one() -> None:
+    display, file = shown(terminal=False)
+    with display:
+        display.step(1, {"reward/mean": 0.5, "reward/std": 0.1, "reward/tidy": 1.0, "optim/loss": 1.0})
+        display.step(2, {"optim/loss": 2.0})
+        display.step(3, {"reward/mean": 0.75, "optim/loss": 3.0})
+    assert [line.rpartition("  left")[0] for line in file.getvalue().splitlines()] == [
+        "step 1/10  reward 0.5 ±0.1  loss 1",
+        "step 2/10  reward 0.5 ±0.1  loss 2",
+        "step 3/10  reward 0.75  loss 3",
+    ]
+
+
+def test_a_line_of_preferences_tells_whether_they_are_learned() -> None:
+    learned = {"preference/accuracy": 0.71875, "preference/margin": 0.25, "preference/chosen_reward": -0.5}
+    display, file = shown(terminal=False)
+    with display:
+        display.step(10, {"optim/loss": 0.69, **learned, **{f"eval/{name}": value for name, value in learned.items()}})
+    told = "accuracy 71.9%  margin 0.25  chosen -0.5"
+    assert file.getvalue() == f"step 10/10  loss 0.69  {told}  held out: {told.replace('  ', ', ')}\n"
 
 
 def test_lines_come_every_so_many_steps_and_always_at_the_end() -> None:
@@ -172,6 +196,13 @@ def test_markup_in_a_completion_is_shown_as_it_is() -> None:
     assert r"[bold]x[/bold] :boom: \x1b[31m" in file.getvalue()
 
 
+def test_an_empty_completion_is_said_to_be_empty() -> None:
+    display, file = shown(terminal=True)
+    with display:
+        display.samples(1, [("worst", {"completion": "", "reward": 0.0})])
+    assert re.search(r"worst +0 +\(empty\)", file.getvalue())
+
+
 def test_a_terminal_without_unicode_gets_ascii() -> None:
     display, file = shown(terminal=False, encoding="ascii")
     with display:
@@ -195,7 +226,19 @@ def test_numbers_are_written_as_they_are_read() -> None:
         label("eval/reward/mean").words == "held-out reward"
         and label("reward/exact_answer").words == "reward: exact answer"
     )
-    assert all(label(name).words for name in LABELS)
+
+
+def test_each_metric_has_a_name_in_words_for_which_there_is_room() -> None:
+    names = {name.removeprefix("eval/") for name in {**OF_ALIGN, **OF_AGENTS}} - {"<name>", "reward/<name>"}
+    assert names - set(LABELS) == set()
+    assert [words for words, _, _ in LABELS.values() if not words or "/" in words or len(words) > LONGEST_NAME] == []
+
+
+def test_a_name_without_room_says_how_it_begins() -> None:
+    display, file = shown(terminal=True, width=80)
+    with display:
+        display.step(1, {"reward/answers_of_the_longest_kind": 0.5})
+    assert "reward: answers of ... 0.5" in file.getvalue()
 
 
 def test_a_sparkline_follows_its_values() -> None:

@@ -57,8 +57,21 @@ def started(path: Path, config: dict[str, Any]) -> RunDirectory:
     return folder
 
 
+def saved(folder: RunDirectory) -> None:
+    (folder.checkpoints / "checkpoint-3").mkdir(parents=True)
+
+
+def test_how_the_work_is_cut_may_differ_on_resume_and_is_told(tmp_path: Path) -> None:
+    folder = started(tmp_path, {"grpo": {"optimizer": {"tokens_per_micro_batch": 8}, "tokens_per_batch": 9}, "keep": 2})
+    saved(folder)
+    cut = {"grpo": {"optimizer": {"tokens_per_micro_batch": 4}, "tokens_per_batch": 9}, "keep": 3}
+    folder.check(cut, resume=True)
+    assert folder.rounding(cut) == ["grpo.optimizer.tokens_per_micro_batch: 8 -> 4"]
+
+
 def test_a_resume_with_other_options_is_refused_unless_they_are_harmless(tmp_path: Path) -> None:
     folder = started(tmp_path / "run", {"seed": 1, "run": {"save_every": 5}, "batch": 4})
+    saved(folder)
     folder.check({"seed": 1, "run": {"save_every": 9}, "batch": 4}, resume=True)
     folder.check({"seed": 1, "run": {"save_every": 9}, "batch": 8}, resume=True, harmless=["batch"])
     with pytest.raises(
@@ -73,9 +86,73 @@ def test_only_a_run_can_be_resumed_and_only_an_empty_place_started(tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is a file: a run needs a directory"):
         RunDirectory(tmp_path / "file").check({}, resume=False)
-    started(tmp_path / "run", {})
-    with pytest.raises(RunError, match="already holds a run"):
-        RunDirectory(tmp_path / "run").check({}, resume=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("start", r"was killed or still runs: if killed, go on with it \(--resume\), or name another directory"),
+        ("stop", r"was stopped: go on with it \(--resume\), or name another"),
+        ("error", r"failed: go on with it \(--resume\), or name another"),
+        (
+            "end",
+            r"a finished run: name another directory; to train its model further, give that one --model .*/final\.",
+        ),
+    ],
+)
+def test_what_is_in_the_way_of_a_run_is_told_by_how_it_stands(kind: str, words: str, tmp_path: Path) -> None:
+    folder = started(tmp_path, {"steps": 10})
+    saved(folder)
+    folder.final.mkdir()
+    (folder.final / "config.json").write_text("{}")
+    folder.append("events.jsonl", {"step": 10, "kind": kind})
+    folder.append("events.jsonl", {"step": 10, "kind": "finding"})
+    with pytest.raises(RunError, match=words):
+        folder.check({"steps": 10}, resume=False)
+
+
+def test_a_finished_run_that_is_to_go_on_is_refused_with_the_way_forward(tmp_path: Path) -> None:
+    folder = started(tmp_path, {"steps": 10})
+    saved(folder)
+    folder.append("events.jsonl", {"step": 10, "kind": "end"})
+    folder.check({"steps": 10}, resume=True)
+    with pytest.raises(
+        RunError, match=r"finished with other options: steps: 10 -> 20. .*a new run in another directory\."
+    ):
+        folder.check({"steps": 20}, resume=True)
+    folder.final.mkdir()
+    (folder.final / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        RunError, match=r"in another directory; to train its model further, give that one --model .*final"
+    ):
+        folder.check({"steps": 20}, resume=True)
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_makes_room_and_keeps_its_files(tmp_path: Path) -> None:
+    for count in (1, 2):
+        folder = started(tmp_path, {"reward": count})
+        folder.append("metrics.jsonl", {"step": 1, "loss": count})
+        folder.append("events.jsonl", {"step": 1, "kind": "error"})
+        (tmp_path / "failed-step-2.safetensors").write_text(str(count))
+    (tmp_path / "notes.txt").write_text("mine")
+    folder.check({"reward": 3}, resume=True)
+    folder.check({"reward": 3}, resume=False)
+    assert folder.start({"reward": 3}, {}) == tmp_path / "earlier-2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json", "earlier-1", "earlier-2", "environment.json", "notes.txt",
+    ]  # fmt: skip
+    for count in (1, 2):
+        earlier = RunDirectory(tmp_path / f"earlier-{count}")
+        assert earlier.config == {"reward": count} and earlier.history() == [{"step": 1, "loss": count}]
+        assert earlier.standing == "error" and (earlier.path / "failed-step-2.safetensors").exists()
+
+
+def test_a_run_that_may_still_go_on_is_begun_anew_only_where_a_resume_is_asked_for(tmp_path: Path) -> None:
+    folder = started(tmp_path, {"reward": 1})
+    folder.append("events.jsonl", {"step": 0, "kind": "start"})
+    with pytest.raises(RunError, match="was killed or still runs"):
+        folder.check({"reward": 2}, resume=False)
+    folder.check({"reward": 2}, resume=True)
 
 
 def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

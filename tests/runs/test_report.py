@@ -89,6 +89,26 @@ def test_a_report_tells_the_whole_run(tmp_path: Path) -> None:
     assert page.open == []
 
 
+def test_what_is_set_or_counted_is_told_and_drawn_as_it_was_and_means_are_called_means(tmp_path: Path) -> None:
+    folder = RunDirectory(tmp_path / "run")
+    folder.start({}, {})
+    for step in range(1, 61):
+        rate = 0.01 * (61 - step) / 60
+        folder.append("metrics.jsonl", {"step": step, "reward/mean": float(step), "optim/learning_rate": rate})
+    page = Elements(write_report(folder.path).read_text())
+    assert "learning rate1.00e-02 → 1.67e-04" in page.text
+    assert "reward, means of 10 steps5.5 → 55.5" in page.text and ("title", "means of 10 steps") in page.attributes
+    lines = re.findall(r'<polyline class="(\w+)" points="54.0,([\d.]+) ', folder.report.read_text())
+    assert [kind for kind, _ in lines] == ["raw", "train", "train"] and float(lines[2][1]) == 24.0
+
+
+def test_an_empty_completion_is_said_to_be_empty(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    silent = [{"role": "best", **example(0, completion="")}]
+    folder.append("completions.jsonl", {"step": 60, "rewards": [0.0], "samples": silent, "group": silent})
+    assert Elements(write_report(tmp_path).read_text()).text.count("(empty)") == 2
+
+
 def test_it_is_one_file_that_asks_for_nothing_and_runs_nothing(tmp_path: Path) -> None:
     text = write_report(written(tmp_path).path).read_text()
     page = Elements(text)

@@ -181,8 +181,20 @@ def test_twenty_runs_killed_and_resumed_end_bitwise_the_same(save_every: int, ch
 def test_without_a_checkpoint_yet_a_resume_starts_anew(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the toy broke"):
         go(tmp_path, Toy(fail_at=3))
-    go(tmp_path, resume=True)
-    assert same_run(whole, tmp_path)
+    console = Console(file=StringIO(), width=200)
+    go(tmp_path, resume=True, console=console, config={"seed": "another"})
+    assert same_run(whole, tmp_path) and RunDirectory(tmp_path).config == {"seed": "another"}
+    earlier = RunDirectory(tmp_path / "earlier-1")
+    assert f"begins anew; the earlier one is in {earlier.path}" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert earlier.config == {"seed": 0} and earlier.history()[-1]["step"] == 2
+
+
+def test_a_resume_that_cuts_the_work_anew_says_what_that_changes(tmp_path: Path) -> None:
+    go(tmp_path, Stops(7, signal.SIGTERM), config={"tokens_per_batch": 8})
+    console = Console(file=StringIO(), width=200)
+    go(tmp_path, resume=True, console=console, config={"tokens_per_batch": 4})
+    told = "warning: equal to a run left alone but for rounding, not bit for bit: tokens_per_batch: 8 -> 4.\n"
+    assert told in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_damaged_checkpoint_is_told_and_the_run_ends_the_same(whole: Path, tmp_path: Path) -> None:
@@ -270,7 +282,7 @@ def test_when_every_checkpoint_is_damaged_the_resume_is_refused(tmp_path: Path) 
 
 def test_a_directory_that_holds_a_run_is_not_overwritten(whole: Path) -> None:
     before = (whole / "metrics.jsonl").read_bytes()
-    with pytest.raises(RunError, match=r"already holds a run: go on with it \(--resume\), or name another directory"):
+    with pytest.raises(RunError, match="holds a finished run: name another directory"):
         go(whole)
     assert (whole / "metrics.jsonl").read_bytes() == before
 
