@@ -114,6 +114,16 @@ def test_a_folder_is_read_in_order_of_names_and_training_never_reads_a_test_file
     assert read_prompts(tmp_path).prompts == ["r"]
 
 
+@pytest.mark.parametrize("name", ["gsm8k_{}.jsonl", "data-{}-00000-of-00001.jsonl", "{}2.jsonl", "my.{}.jsonl"])
+def test_the_split_of_a_file_may_stand_anywhere_in_its_name(name: str, tmp_path: Path):
+    write(tmp_path / name.format("TEST"), '{"prompt": "held out"}\n')
+    write(tmp_path / "latest.jsonl", '{"prompt": "no split"}\n')
+    assert read_prompts(tmp_path).prompts == ["no split"]
+    write(tmp_path / name.format("train"), '{"prompt": "learned"}\n')
+    assert read_prompts(tmp_path).prompts == ["learned"]
+    assert read_prompts(tmp_path, split="test").prompts == ["held out"]
+
+
 def test_columns_that_sft_does_not_use_are_left_alone():
     rows = [{"prompt": "a", "completion": "b", "score": float("nan")}, {"prompt": "c", "completion": "d", "more": 1}]
     assert read_examples(rows).completions == ["b", "d"]

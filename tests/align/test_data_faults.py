@@ -243,6 +243,13 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path: Path):
         read_prompts(tmp_path)
 
 
+def test_a_file_of_two_splits_is_refused(tmp_path: Path):
+    (tmp_path / "train.jsonl").write_text(lines({"prompt": "a"}))
+    (tmp_path / "train_and_test.jsonl").write_text(lines({"prompt": "a"}))
+    with pytest.raises(DataError, match=r"train_and_test\.jsonl: its name has 'test' and 'train', .*: rename it"):
+        read_prompts(tmp_path)
+
+
 def test_rows_in_memory_are_numbered_from_one():
     with pytest.raises(DataError, match=r"^rows:2: prompt: is empty"):
         read_prompts([{"prompt": "a"}, {"prompt": ""}])
