@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from align.reward_faults import plain
 from align.rewards import RewardError, RewardFunction
 
 START = 60.0
@@ -157,7 +158,7 @@ class _Worker:
             ) from None
         if "fault" in loaded:
             self.stop()
-            raise RewardError(f"reward {self.name!r} cannot be loaded: {loaded['fault']}")
+            raise RewardError(f"reward {self.name!r} cannot be loaded: {plain(loaded['fault'], 400)}")
         return process
 
     def _answer(self, seconds: float) -> dict[str, Any]:

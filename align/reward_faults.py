@@ -12,6 +12,7 @@ from traceback import format_exception_only, walk_tb
 from typing import Any
 
 from align.batch import Completion, text_of
+from align.rows import printable
 
 LARGEST = 3.0e38
 """Largest magnitude of a reward: what follows computes in float32."""
@@ -39,7 +40,7 @@ def fault_of_error(error: BaseException, completions: Sequence[Completion]) -> s
     """Say what was raised and where; the frames of a traceback still know which completion they were looking at."""
     # The first frame is the call, which knows of all completions.
     frames = list(walk_tb(error.__traceback__))[1:]
-    raised = f"it raised {_plain(''.join(format_exception_only(error)).strip())}"
+    raised = f"it raised {plain(''.join(format_exception_only(error)).strip())}"
     if frames:
         frame, line = frames[-1]
         raised += f" ({Path(frame.f_code.co_filename).name}, line {line})"
@@ -70,7 +71,7 @@ def _number(item: Any) -> tuple[float, str | None]:
     if item is None:
         return math.nan, None
     if isinstance(item, Exception):  # a reward may say of one sample that it failed
-        return math.nan, str(item)
+        return math.nan, plain(str(item), 400)  # its words may be those of a worker or of a server
     if getattr(item, "ndim", None) == 0:
         item = item.item()
     if not isinstance(item, numbers.Real):
@@ -90,9 +91,9 @@ def shown(value: Any, width: int = 80) -> str:
         return repr(value if len(value) <= width else value[:width] + "…")
     if inspect.iscoroutine(value):
         value.close()  # or Python warns that it was never awaited, beside the message that says so
-    return f"a {type(value).__name__}, {_plain(reprlib.repr(value), width)}"
+    return f"a {type(value).__name__}, {plain(reprlib.repr(value), width)}"
 
 
-def _plain(text: str, width: int = 200) -> str:
-    text = text if len(text) <= width else text[:width] + "…"
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+def plain(text: str, width: int = 200) -> str:
+    """Show words in a line, such as those of an error: control characters as text, and no more than the beginning."""
+    return printable(text if len(text) <= width else text[:width] + "…")

@@ -29,6 +29,9 @@ LEGEND = "(the number is the line in a .jsonl file, elsewhere the row of data, c
 class DataError(ValueError):
     """The data cannot be used; the message names each fault by file, row and column."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(map(printable, message.split("\n"))))
+
 
 class Fault(ValueError):
     """What is wrong with one row, and what to do about it."""
@@ -89,6 +92,15 @@ def read_rows(source: Any, *, split: str = "train") -> list[Row]:
     if not rows:
         raise DataError(f"{_name(source)}: no rows: expected at least one row of data")
     return rows
+
+
+def printable(text: str) -> str:
+    r"""Write each character that a terminal would obey and not show as an escape: data may hold anything.
+
+    >>> print(printable("\x1b[31mred\n"))
+    \x1b[31mred\n
+    """
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -18,6 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from align.runs.text import visible
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
@@ -108,10 +110,13 @@ def launched(program: str) -> list[str]:
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Tell an error that a user can mend in one line and exit with 2; any other keeps its traceback."""
+    """Tell an error that a user can mend in one line and exit with 2; any other keeps its traceback.
+
+    Its words may be those of data or of a model, which must not reach the terminal as they are.
+    """
     for category in (FutureWarning, DeprecationWarning):  # of libraries to each other
         warnings.simplefilter("ignore", category)
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {visible(str(message), keep_newlines=True)}\n"
     try:
         yield
     except KeyboardInterrupt:
@@ -125,7 +130,7 @@ def errors_in_one_line() -> Iterator[None]:
             raise
         if "Connection closed by peer" in str(error):
             error = RuntimeError("another process of this run failed: its line tells why")
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error), keep_newlines=True)}", file=sys.stderr)
         if error.__cause__ or not ours:  # what is ours says what was wrong where; of others this may not be enough
             print("(ALIGN_TRACEBACK=1 shows where)", file=sys.stderr)
         sys.exit(2)

@@ -34,6 +34,10 @@ def of_messages(prompts, completions, answer):
     return [float(prompts[0][0]["content"] + answer[0] == completions[0][0]["content"])]
 
 
+def quotes(completions):
+    raise ValueError("cannot judge " + completions[0])
+
+
 def leaves_a_child(completions):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     with open(completions[0], "w") as file:

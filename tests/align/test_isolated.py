@@ -60,6 +60,11 @@ def test_what_goes_wrong_costs_its_sample_alone(deed, words):
         scored(reward, [deed])
 
 
+def test_what_a_completion_says_through_an_error_cannot_touch_the_terminal():
+    (fault,) = scored(named("quotes"), ["\x1b[2J\u202ehello"], on_error="skip").faults
+    assert r"ValueError: cannot judge \x1b[2J\u202ehello (misbehaving.py, line" in fault and fault.isprintable()
+
+
 def test_a_reward_that_prints_does_not_speak_for_itself(capfd):
     assert scored(named("reward"), ["chatters", "fine", "none"], on_error="skip").parts["x"][:2] == [1.0, 0.5]
     assert '{"value": 99}' in capfd.readouterr().err
