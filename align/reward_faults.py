@@ -47,9 +47,16 @@ def fault_of_error(error: BaseException, completions: Sequence[Completion]) -> s
     for frame, _ in reversed(frames):
         for value in frame.f_locals.values():
             for row, completion in enumerate(completions):
-                if value is completion or (isinstance(value, str) and value and value == text_of(completion)):
+                if _holds(value, completion):
                     return f"sample {row}: {raised}; its completion is {shown(text_of(completion))}"
     return f"all {len(completions)} samples: {raised}"
+
+
+def _holds(value: Any, completion: Completion) -> bool:
+    """Tell whether a variable of a reward, which works on copies, is a completion or its text."""
+    if isinstance(value, list):  # of anything, arrays too, whose == is no truth
+        return all(isinstance(turn, dict) for turn in value) and value == completion
+    return isinstance(value, str) and bool(value) and value == text_of(completion)
 
 
 def _fault_of_list(result: Any, count: int) -> str | None:

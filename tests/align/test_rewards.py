@@ -177,6 +177,17 @@ def test_a_fault_of_the_whole_call_is_told_once_and_one_of_samples_for_each():
         scored(giving(["a", "b", 1.0]))
 
 
+def test_the_sample_at_which_a_reward_failed_is_named_for_messages_too():
+    prompts = [[{"role": "user", "content": "q"}]] * 3
+
+    def reward(completions):
+        weights = [np.ones(2)]
+        return [float(turns[0]["content"]) + 0 * weights[0].sum() for turns in completions]
+
+    with pytest.raises(RewardError, match=r"failed on sample 2: it raised ValueError.*its completion is 'oops'"):
+        score([reward], prompts, as_completions(["1", "2", "oops"], prompts), {})
+
+
 def test_coroutines_that_nobody_awaits_give_one_message_and_no_warning(recwarn: pytest.WarningsRecorder):
     assert len(scored(unawaited, on_error="skip").faults) == 3
     gc.collect()
