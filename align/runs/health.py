@@ -30,7 +30,7 @@ SWING = 1.0  # times their size; errors of agents that learn change by a tenth t
 ALIKE = 50  # steps over which no episode differs from another
 KEPT = 0.5  # of what the return had gained
 
-_STATISTICS = {"mean", "std", "min", "max"}
+_STATISTICS = {"mean", "std", "min", "max", "faults"}
 
 
 @dataclass(frozen=True)

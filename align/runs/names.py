@@ -19,6 +19,7 @@ LABELS: dict[str, Label] = {
     "episode/length": Label("episode length", "steps, mean", ".1f"),
     "reward/mean": Label("reward", "mean of the rollout"),
     "reward/std": Label("spread of reward", "standard deviation"),
+    "reward/faults": Label("rewards that failed", "share of completions", ".1%"),
     "policy/entropy": Label("entropy", "nats per action"),
     "kl/reference": Label("KL to the reference", "nats per token"),
     "kl/completion": Label("KL of a completion to the reference", "nats"),

@@ -167,7 +167,7 @@ def test_a_faulty_reward_can_count_as_zero_and_is_told_of(fault: str):
     scores = scored(function, on_error="zero")
     expected = [0.0 if row in faulty else 1.0 for row in range(3)]
     assert scores.parts["x"] == scores.total == expected
-    assert scores.faults
+    assert scores.faults and scores.parts["faults"] == [float(row in faulty) for row in range(3)]
 
 
 def test_a_fault_of_the_whole_call_is_told_once_and_one_of_samples_for_each():
@@ -357,6 +357,7 @@ def test_ctrl_c_ends_the_wait_for_an_async_reward_and_the_reward():
 
     async def endless(completions):
         try:
+            await asyncio.sleep(0.5)  # by now it is waited for
             os.kill(os.getpid(), signal.SIGINT)
             await asyncio.sleep(600)
         finally:
