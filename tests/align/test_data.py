@@ -205,6 +205,17 @@ def test_messages_without_a_chat_template_are_refused_with_the_ways_out():
         tokenize_examples(read_examples([{"messages": [USER, ANSWER]}]), tiny_tokenizer(None))
 
 
+def test_what_the_template_cannot_render_is_named_by_its_row():
+    called = {**ANSWER, "content": "", "tool_calls": [{"function": {"arguments": "{}"}}]}
+    each = "{% for name, value in message.tool_calls[0].function.arguments | items %}{{ name }}{% endfor %}"
+    template = CHAT + f"{{% for message in messages if message.tool_calls %}}{each}{{% endfor %}}"
+    rows = [{"messages": [USER]}, {"messages": [USER, called, {"role": "tool", "content": "4"}]}]
+    with pytest.raises(DataError, match=r"^rows:2: messages: the chat template cannot render them \(Can only get item"):
+        tokenize_prompts(read_prompts(rows), tiny_tokenizer(template))
+    with pytest.raises(DataError, match=r"^rows:1: messages: the chat template cannot render them \(Tools should"):
+        tokenize_prompts(read_prompts([{"messages": [USER], "tools": ["search"]}]), tiny_tokenizer())
+
+
 def test_what_the_template_refuses_is_named_by_its_row():
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT
     rows = read_prompts([{"messages": [USER]}, {"messages": [{"role": "system", "content": "S"}, USER]}])
@@ -305,6 +316,16 @@ def test_a_template_without_an_end_of_turn_gets_an_eos_at_the_end():
     tokenizer = tiny_tokenizer(template)
     examples = tokenize_examples(read_examples([{"messages": [USER, ANSWER]}]), tokenizer)
     assert trained(tokenizer, examples.ids[0], examples.action_masks[0]).replace(".", "") == "4\n<eos>"
+
+
+def test_an_added_token_that_ends_the_answer_itself_is_no_end_of_turn():
+    template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    answered = [{"messages": [USER, {**ANSWER, "content": "4</answer>"}]}]
+    for chat, closed in ((template, "4</answer>\n<eos>"), (CHAT, "4</answer><end>")):
+        tokenizer = tiny_tokenizer(chat)
+        tokenizer.add_tokens(["</answer>"])
+        examples = tokenize_examples(read_examples(answered), tokenizer)
+        assert trained(tokenizer, examples.ids[0], examples.action_masks[0]).replace(".", "") == closed
 
 
 def test_examples_that_are_too_long_are_named_or_dropped_and_counted():
