@@ -18,9 +18,10 @@ from align.rewards import RewardError, RewardFunction
 def math_answer(*, deadline: float = 5.0, workers: int = 1) -> RewardFunction:
     """Make a reward of 1 where the answer is equal, as mathematics, to the column `answer`, else 0.
 
-    1/2, 0.5 and \\frac{2}{4} are equal, and so are x^2+1 and 1+x^2; \\boxed{} is preferred where there is one. A list
-    in the column holds answers of which any is right; null is not applicable. What cannot be compared within the
-    deadline is 0, since a policy must not stop its own training by what it writes.
+    1/2, 0.5 and \\frac{2}{4} are equal, and so are x^2+1 and 1+x^2; \\boxed{} is preferred where there is one, and
+    thoughts, up to the last `</think>`, are left out. A list in the column holds answers of which any is right; null is
+    not applicable. What cannot be compared within the deadline is 0, since a policy must not stop its own training by
+    what it writes.
 
     Args:
         deadline: seconds for one completion.
@@ -34,7 +35,7 @@ def math_answer(*, deadline: float = 5.0, workers: int = 1) -> RewardFunction:
     compare = isolated("align.math_equal:equal", deadline=deadline, workers=workers)
 
     def math_answer(completions: Sequence[Completion], answer: Sequence[Any]) -> list[Any]:
-        texts = [text_of(completion) for completion in completions]
+        texts = [text_of(completion).rpartition("</think>")[2] for completion in completions]
         values = compare(prompts=texts, completions=texts, answer=answer)
         return [0.0 if isinstance(value, WorkerEndedError) else value for value in values]
 

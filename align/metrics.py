@@ -7,6 +7,7 @@ METRICS: dict[str, str] = {
     "reward/mean": "mean total reward of the rollout's completions, those without a reward left out",
     "reward/std": "unbiased standard deviation of the total reward over the rollout's completions",
     "reward/<name>": "mean of one reward function over the completions that it applies to, before its weight",
+    "reward/faults": "share of completions at which a reward failed; not there where that stops the run",
     "group/silent": "share of groups whose advantages are all 0, from which nothing can be learned",
     "completion/length": "mean tokens of a completion, its EOS included",
     "completion/truncated": "share of completions that max_new_tokens cut before an EOS",

@@ -48,11 +48,14 @@ def render(
     """
     from jinja2 import TemplateError
 
+    what = "messages: the chat template"
     more: dict[str, Any] = {"tokenize": False, "add_generation_prompt": generation, **(template or {})}
     try:
         return str(tokenizer.apply_chat_template(messages, **more))
     except TemplateError as error:
-        raise Fault(f"messages: the chat template refuses them ({error}): change their roles or order") from error
+        raise Fault(f"{what} refuses them ({error}): change their roles or order") from error
+    except (TypeError, ValueError) as error:  # of what the template computes, and of the tools it is given
+        raise Fault(f"{what} cannot render them ({error}): change what it is given, tools among it") from error
 
 
 class Demonstrations:
@@ -81,19 +84,22 @@ class Demonstrations:
             for number in range(first, len(messages))
             if messages[number]["role"] == "assistant"
         ]
-        whole, _ = turns[-1]
-        if all(whole.startswith(text) for text, _ in turns):
-            turns = [(whole, [span for _, spans in turns for span in spans])]
+        whole, _, closed = turns[-1]
+        if all(whole.startswith(text) for text, _, _ in turns):
+            turns = [(whole, [span for _, spans, _ in turns for span in spans], closed)]
         made = []
-        for text, spans in turns:
+        for text, spans, closed in turns:
             ids, mask = self._masked(text, spans, special=False)
-            made.append((ids, mask) if text.endswith(self.closers) else self._close(ids, mask))
+            made.append((ids, mask) if closed else self._close(ids, mask))
         return made
 
     def _turn(
         self, before: list[Message], through: list[Message], template: Mapping[str, Any]
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """Render a conversation through an assistant turn; its span begins where the generation prompt ends."""
+    ) -> tuple[str, list[tuple[int, int]], bool]:
+        """Render a conversation through an assistant turn, whose span begins where the generation prompt ends.
+
+        The last value tells whether the template closes the turn, so that no EOS is needed.
+        """
         head = render(self.tokenizer, before, generation=True, template=template)
         text = render(self.tokenizer, through, generation=False, template=template)
         if not text.startswith(head):
@@ -101,9 +107,12 @@ class Demonstrations:
             advice = "use another, or write prompt and completion as strings"
             raise Fault(f"messages: turn {len(through)}: {what}, so nothing tells where the answer begins: {advice}")
         # A sampler stops at the end of turn; white space that the template puts after it is nobody's action.
-        stripped = text.rstrip()
-        text = stripped if stripped.endswith(self.closers) else text
-        return text, [(len(head), len(text))]
+        stripped, words = text.rstrip(), through[-1]["content"].strip()
+        # A token that the answer itself ends in, such as an added </answer>, closes nothing.
+        own = bool(words) and stripped.endswith(words) and not stripped.endswith(str(self.tokenizer.eos_token))
+        closed = stripped.endswith(self.closers) and not own
+        text = stripped if closed else text
+        return text, [(len(head), len(text))], closed
 
     def _masked(self, text: str, spans: list[tuple[int, int]], *, special: bool) -> tuple[list[int], list[bool]]:
         """Tokenise a text and mark the tokens of its spans, the last of which ends with the text.

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from align.batch import Completion, Rollouts, text_of
+from align.rows import printable
 
 LARGEST = 3.0e38
 """Largest magnitude of a reward: what follows computes in float32."""
@@ -59,16 +60,23 @@ def fault_of_error(error: BaseException, completions: Sequence[Completion]) -> s
     """Say what was raised and where; the frames of a traceback still know which completion they were looking at."""
     # The first frame is the call, which knows of all completions.
     frames = list(walk_tb(error.__traceback__))[1:]
-    raised = f"it raised {_plain(''.join(format_exception_only(error)).strip())}"
+    raised = f"it raised {plain(''.join(format_exception_only(error)).strip())}"
     if frames:
         frame, line = frames[-1]
         raised += f" ({Path(frame.f_code.co_filename).name}, line {line})"
     for frame, _ in reversed(frames):
         for value in frame.f_locals.values():
             for row, completion in enumerate(completions):
-                if value is completion or (isinstance(value, str) and value and value == text_of(completion)):
+                if _holds(value, completion):
                     return f"sample {row}: {raised}; its completion is {shown(text_of(completion))}"
     return f"all {len(completions)} samples: {raised}"
+
+
+def _holds(value: Any, completion: Completion) -> bool:
+    """Tell whether a variable of a reward, which works on copies, is a completion or its text."""
+    if isinstance(value, list):  # of anything, arrays too, whose == is no truth
+        return all(isinstance(turn, dict) for turn in value) and value == completion
+    return isinstance(value, str) and bool(value) and value == text_of(completion)
 
 
 def _fault_of_list(result: Any, count: int) -> str | None:
@@ -90,7 +98,7 @@ def _number(item: Any) -> tuple[float, str | None]:
     if item is None:
         return math.nan, None
     if isinstance(item, Exception):  # a reward may say of one sample that it failed
-        return math.nan, str(item)
+        return math.nan, plain(str(item), 400)  # its words may be those of a worker or of a server
     if getattr(item, "ndim", None) == 0:
         item = item.item()
     if not isinstance(item, numbers.Real):
@@ -110,9 +118,9 @@ def shown(value: Any, width: int = 80) -> str:
         return repr(value if len(value) <= width else value[:width] + "…")
     if inspect.iscoroutine(value):
         value.close()  # or Python warns that it was never awaited, beside the message that says so
-    return f"a {type(value).__name__}, {_plain(reprlib.repr(value), width)}"
+    return f"a {type(value).__name__}, {plain(reprlib.repr(value), width)}"
 
 
-def _plain(text: str, width: int = 200) -> str:
-    text = text if len(text) <= width else text[:width] + "…"
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+def plain(text: str, width: int = 200) -> str:
+    """Show words in a line, such as those of an error: control characters as text, and no more than the beginning."""
+    return printable(text if len(text) <= width else text[:width] + "…")

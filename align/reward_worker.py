@@ -1,10 +1,11 @@
 """The other side of `align.isolated`: a process that loads one reward and calls it on one completion at a time.
 
-    python -m align.reward_worker my_rewards.py:reward MEGABYTES
+    python -m align.reward_worker my_rewards.py:reward MEGABYTES MEGABYTES_OF_A_FILE
 
 Lines of JSON come in on stdin, {"deadline": seconds, "arguments": {...}}, and go out on what was stdout: {"value": v}
-or {"fault": words}; the first says that the reward is loaded. What the reward itself prints goes to stderr. Only the
-standard library is imported here, so that the worker is as small and as quick to start as the reward lets it be.
+or {"fault": words}; the first, {"takes": names}, says that the reward is loaded and what it wants to be sent. What the
+reward itself prints goes to stderr. Only the standard library is imported here, so that the worker is as small and as
+quick to start as the reward lets it be.
 """
 
 from __future__ import annotations
@@ -14,15 +15,21 @@ import importlib
 import importlib.util
 import inspect
 import json
+import numbers
 import os
 import resource
+import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
+
+MARK = "ALIGN_REWARD_WORKER"
+"""Environment variable by which a worker is known, and whatever it starts."""
 
 
 def load(name: str) -> Callable[..., Any]:
@@ -40,18 +47,23 @@ def load(name: str) -> Callable[..., Any]:
 
 def call(function: Callable[..., Any], arguments: dict[str, Any]) -> float | None:
     """Call a reward on one completion, awaiting it if it is async."""
-    parameters = inspect.signature(function).parameters.values()
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        taken = {parameter.name for parameter in parameters}
-        arguments = {name: value for name, value in arguments.items() if name in taken}
     result = function(**arguments)
     if inspect.iscoroutine(result):
         result = asyncio.run(result)
     values = result.tolist() if hasattr(result, "tolist") else result
     if not isinstance(values, list | tuple) or len(values) != 1:
         raise TypeError(f"expected a list of 1 number for 1 completion, got {values!r:.80}")
-    value = values[0]
+    value = values[0].item() if getattr(values[0], "ndim", None) == 0 else values[0]
+    if not (value is None or isinstance(value, numbers.Real)):
+        raise TypeError(f"expected a number or None, got {value!r:.80}")
     return None if value is None else float(value)
+
+
+def taken_by(function: Callable[..., Any]) -> list[str] | None:
+    """Return the names of the arguments that a reward takes, None if it takes them all."""
+    parameters = inspect.signature(function).parameters.values()
+    every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return None if every else [parameter.name for parameter in parameters]
 
 
 def told(error: BaseException) -> str:
@@ -61,12 +73,15 @@ def told(error: BaseException) -> str:
     return f"it raised {' '.join(''.join(traceback.format_exception_only(error)).split())[:200]}{place}"
 
 
-def limit_memory(megabytes: int) -> None:
-    """Let allocations fail beyond a size of the address space, and leave no core dump; 0 sets no limit."""
+def limit_sizes(memory: int, file: int) -> None:
+    """Let allocations fail beyond megabytes of address space, writes beyond those of a file, and leave no core dump.
+
+    0 sets no limit. What is started inherits them.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if megabytes:
-        size = megabytes * 2**20
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    for limit, megabytes in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, file)):
+        if megabytes:
+            resource.setrlimit(limit, (megabytes * 2**20, megabytes * 2**20))
 
 
 def limit_time(seconds: float) -> None:
@@ -76,11 +91,20 @@ def limit_time(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + seconds) + 2, hard))
 
 
-def die_with(parent: int) -> None:
-    """End this process once its parent is gone, killed perhaps; the parent itself ends it in any other case."""
+def die_with(parent: int, mark: str) -> None:
+    """End this process and what it started once its parent is gone, killed perhaps; else the parent itself does it."""
     while os.getppid() == parent:
         time.sleep(1.0)
-    os._exit(1)
+    kill_started(mark)
+    os.killpg(0, signal.SIGKILL)
+
+
+def kill_started(mark: str) -> None:
+    """Kill what a worker started, also what left its group: all that inherited its mark, but not this process."""
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # of another user, or gone
+            if f"{MARK}={mark}\0".encode() in environment.read_bytes() and environment.parent.name != str(os.getpid()):
+                os.kill(int(environment.parent.name), signal.SIGKILL)
 
 
 def serve(name: str, requests: TextIO, answers: TextIO) -> None:
@@ -92,10 +116,11 @@ def serve(name: str, requests: TextIO, answers: TextIO) -> None:
 
     try:
         function = load(name)
+        takes = taken_by(function)
     except (Exception, SystemExit) as error:
         answer(fault=told(error))
         return
-    answer(value=None)
+    answer(takes=takes)
     for line in requests:
         request = json.loads(line)
         limit_time(request["deadline"])
@@ -109,13 +134,13 @@ def serve(name: str, requests: TextIO, answers: TextIO) -> None:
 
 def main() -> None:
     """Serve on the standard streams."""
-    name, megabytes = sys.argv[1:]
+    name, memory, file = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a reward that prints must not speak in our place
     requests = os.fdopen(os.dup(0), "r")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    limit_memory(int(megabytes))
-    threading.Thread(target=die_with, args=(os.getppid(),), daemon=True).start()
+    limit_sizes(int(memory), int(file))
+    threading.Thread(target=die_with, args=(os.getppid(), os.environ[MARK]), daemon=True).start()
     serve(name, requests, answers)
 
 

@@ -22,7 +22,7 @@ from align.reward_faults import LARGEST, faults_of, shown
 from align.rows import nearest
 
 RewardFunction = Callable[..., list[float | None]]
-METRIC_NAMES = frozenset({"mean", "std"})
+METRIC_NAMES = frozenset({"mean", "std", "faults"})
 """Taken by the metrics that stand beside the parts of the reward."""
 
 
@@ -78,7 +78,7 @@ class Scores:
     """What the rewards say of B completions.
 
     total: weighted sum over the parts that apply, NaN where none does. B of them.
-    parts: the values of each reward before its weight, NaN where it does not apply.
+    parts: of each reward before its weight, NaN where it does not apply; under "skip" and "zero" also "faults", 0 or 1.
     faults: what went wrong and was skipped or set to 0.
     """
 
@@ -144,7 +144,7 @@ def score(
         if len(values) != len(completions):
             raise ValueError(f"{name} must have one value a completion: expected {len(completions)}, got {len(values)}")
     called = check_rewards(rewards, columns)
-    parts: dict[str, list[float]] = {}
+    parts = {} if on_error == "error" else {"faults": [0.0] * len(completions)}
     faults: list[str] = []
     for reward, result in zip(called, _call_all(called, arguments), strict=True):
         values, faulty = _checked(result, completions)
@@ -154,6 +154,8 @@ def score(
             raise RewardError(found[0] + more) from (result if isinstance(result, BaseException) else None)
         faults += found
         fill = 0.0 if on_error == "zero" else math.nan
+        for row in faulty:
+            parts["faults"][row] = 1.0
         parts[reward.name] = [fill if row in faulty else value for row, value in enumerate(values)]
     return Scores(_total(called, parts, len(completions)), parts, faults)
 

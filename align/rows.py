@@ -21,13 +21,16 @@ MAX_FAULTS = 20
 """Faults that an error prints; the others are counted."""
 
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
-"""File names of a folder that mean a split, as in train-00000.parquet."""
+"""Words in the file names of a folder that mean a split, as in train-00000.parquet or gsm8k_test.jsonl."""
 
 LEGEND = "(the number is the line in a .jsonl file, elsewhere the row of data, counted from 1)"
 
 
 class DataError(ValueError):
     """The data cannot be used; the message names each fault by file, row and column."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(map(printable, message.split("\n"))))
 
 
 class Fault(ValueError):
@@ -89,6 +92,15 @@ def read_rows(source: Any, *, split: str = "train") -> list[Row]:
     if not rows:
         raise DataError(f"{_name(source)}: no rows: expected at least one row of data")
     return rows
+
+
+def printable(text: str) -> str:
+    r"""Write each character that a terminal would obey and not show as an escape: data may hold anything.
+
+    >>> print(printable("\x1b[31mred\n"))
+    \x1b[31mred\n
+    """
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -195,9 +207,13 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".jsonl", ".json", ".csv", ".parquet"))
     if not files:
         raise DataError(f"{folder}: no data in this folder: expected .jsonl, .json, .csv or .parquet files")
-    splits = {file: re.split(r"[-_.]", file.name)[0].lower() for file in files}
-    unnamed = [file for file in files if splits[file] not in SPLITS] if split == "train" else []
-    chosen = [file for file in files if splits[file] == split] or unnamed
+    splits = {file: {*re.findall(r"[^\W\d_]+", file.stem.lower())} & {*SPLITS, split} for file in files}
+    for file, named in splits.items():
+        if len(named) > 1:
+            what = f"its name has {' and '.join(map(repr, sorted(named)))}, and a file is of one split"
+            raise DataError(f"{file}: {what}: rename it, or name the file instead of its folder")
+    unnamed = [file for file in files if not splits[file]] if split == "train" else []
+    chosen = [file for file in files if split in splits[file]] or unnamed
     if not chosen:
         raise DataError(f"{folder}: no file of split {split!r}; there are {', '.join(file.name for file in files)}")
     return chosen

@@ -54,8 +54,9 @@ def exact_answer(*, extract: str | re.Pattern[str] | None = None, ignore_case: b
 def numeric_answer(*, extract: str | re.Pattern[str] | None = None, tolerance: float = 1e-6) -> RewardFunction:
     """Make a reward of 1 where the last number of the answer equals that of the column `answer`, else 0.
 
-    Reads 1,234.5 and 1e-3, 3/4 and \\frac{3}{4}, 2 \\times 10^3, and 50 %, which equals 0.5, and also 50 where only
-    one of the two has the sign. A list in the column holds answers of which any is right; null is not applicable.
+    Reads 1,234.5 and 1e-3, 3/4 and \\frac{3}{4}, 1 1/2, 2 \\times 10^3, and 50 %, which equals 0.5, and also 50 where
+    only one of the two has the sign. A comma groups thousands or parts two numbers: the last of 2,3 is 3. A list in the
+    column holds answers of which any is right; null is not applicable.
 
     Args:
         extract: as in `exact_answer`; the number is the last one of what is found.
@@ -201,11 +202,13 @@ _MARKERS = {"tags": _tags, "hashes": _hashes, "label": _label, "boxed": _boxed}
 
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]{1,40})\}\{([^{}]{1,40})\}")
 _POWER = re.compile(r" ?(?:\u00d7|\\times|\\cdot|\*) ?10(?:\^|\*\*)\{?([-+]?\d+)\}?")
-_DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\.)\.\d+)(?:[eE][-+]?\d+)?"
+_GLUED = re.compile(r"(?<=\w)(?=\\[dt]?frac\{)")  # 1\frac{1}{2} is a mixed number, and not 11/2
+_WHOLE = r"(?:(?<!\d,)\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)"  # a comma parts 2,3 and 1,2,345, but groups 1,234
+_DIGITS = rf"(?:{_WHOLE}(?:\.\d+)?|(?<!\.)\.\d+)(?:[eE][-+]?\d+)?"
 # A sign after a letter, a digit or a bracket is a minus between two things; digits within a word are no number.
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)\]}])[-+])?\$?(?<![A-Za-z_\d])(?<!\d[.,])"
-    rf"(?P<top>{_DIGITS})(?: ?/ ?(?P<bottom>{_DIGITS}))?(?P<percent> ?%)?"
+    r"(?P<sign>(?<![\w)\]}])[-+])?\$?(?<![A-Za-z_\d])(?<!\d\.)"
+    rf"(?:(?P<whole>{_WHOLE}) (?=\d+ ?/ ?\d))?(?P<top>{_DIGITS})(?: ?/ ?(?P<bottom>{_DIGITS}))?(?P<percent> ?%)?"
 )
 
 
@@ -216,19 +219,21 @@ class _Number(NamedTuple):
 
 def _last_number(text: str) -> _Number | None:
     text = text.replace("\u2212", "-").replace("\\$", "$").replace("\\%", "%").replace("{,}", ",")
-    text = _POWER.sub(r"e\1", _FRACTION.sub(r"\1/\2", text))
+    text = _POWER.sub(r"e\1", _FRACTION.sub(r"\1/\2", _GLUED.sub(" ", text)))
     match = _last(_NUMBER, text)
     if match is None:
         return None
-    top, bottom = (float((match[part] or "1").replace(",", "")) for part in ("top", "bottom"))
-    if bottom == 0 or not math.isfinite(top):
+    parts = zip(match.group("whole", "top", "bottom"), "001", strict=True)
+    whole, top, bottom = (float((part or missing).replace(",", "")) for part, missing in parts)
+    value = whole + top / bottom if bottom else math.nan
+    if not math.isfinite(value):
         return None
-    return _Number(-top / bottom if match["sign"] == "-" else top / bottom, match["percent"] is not None)
+    return _Number(-value if match["sign"] == "-" else value, match["percent"] is not None)
 
 
 def _equal(one: _Number, other: _Number, tolerance: float) -> bool:
     def close(a: float, b: float) -> bool:
-        return math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-12)
+        return math.isclose(a, b, rel_tol=tolerance)
 
     if one.percent == other.percent:
         return close(one.value, other.value)

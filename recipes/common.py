@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from align.runs.text import visible
 from recipes.foreign import hints
 
 if TYPE_CHECKING:
@@ -136,10 +137,13 @@ def launched(program: str) -> list[str]:
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Tell an error that a user can mend in one line and exit with 2; any other keeps its traceback."""
+    """Tell an error that a user can mend in one line and exit with 2; any other keeps its traceback.
+
+    Its words may be those of data or of a model, which must not reach the terminal as they are.
+    """
     for category in (FutureWarning, DeprecationWarning):  # of libraries to each other
         warnings.simplefilter("ignore", category)
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {visible(str(message), keep_newlines=True)}\n"
     try:
         yield
     except KeyboardInterrupt:
@@ -152,7 +156,7 @@ def errors_in_one_line() -> Iterator[None]:
             raise
         if "Connection closed by peer" in str(error):
             error = RuntimeError("another process of this run failed: its line tells why")
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error), keep_newlines=True)}", file=sys.stderr)
         if not raised_here(error.__cause__ or error):  # what we say is complete; of others this may not be enough
             print("(ALIGN_TRACEBACK=1 shows where)", file=sys.stderr)
         sys.exit(2)

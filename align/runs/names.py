@@ -29,6 +29,7 @@ LABELS: dict[str, Label] = {
     "preference/rejected_reward": Label("reward of rejected", "nats times beta"),
     "reward_model/mean": Label("score", "mean of both answers"),
     "reward_model/calibration_error": Label("calibration error", "share of pairs", ".1%"),
+    "reward/faults": Label("rewards that failed", "share of completions", ".1%"),
     "policy/entropy": Label("entropy", "nats per action"),
     "kl/reference": Label("KL to the reference", "nats per token"),
     "kl/completion": Label("KL of a completion", "to the reference, nats"),

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 
@@ -34,12 +35,28 @@ def of_messages(prompts, completions, answer):
     return [float(prompts[0][0]["content"] + answer[0] == completions[0][0]["content"])]
 
 
+def quotes(completions):
+    raise ValueError("cannot judge " + completions[0])
+
+
 def leaves_a_child(completions):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     with open(completions[0], "w") as file:
         file.write(str(child.pid))
     time.sleep(600)
     return [0.0]
+
+
+def escapes(completions):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    with open(completions[0], "w") as file:
+        file.write(str(child.pid))
+    time.sleep(600)
+    return [0.0]
+
+
+def sees(completions):
+    return [float(completion in os.environ) for completion in completions]
 
 
 def raises():
@@ -71,6 +88,12 @@ def eats_memory():
     return float(len(bytearray(10**11)))
 
 
+def fills_the_disk():
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(2 * 2**20))
+    return 1.0
+
+
 def deaf():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(600)
@@ -88,7 +111,10 @@ DEEDS = {
     "fine": lambda: 0.5,
     "none": lambda: None,
     "nan": lambda: float("nan"),
-    "text": lambda: "high",
-    **{deed.__name__: deed for deed in (raises, leaves, exits, busy_in_c, backtracks, crashes, eats_memory, deaf)},
+    "text": lambda: "0.5",
+    **{
+        deed.__name__: deed
+        for deed in (raises, leaves, exits, busy_in_c, backtracks, crashes, eats_memory, deaf, fills_the_disk)
+    },
     "chatters": chatters,
 }

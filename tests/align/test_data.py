@@ -115,6 +115,16 @@ def test_a_folder_is_read_in_order_of_names_and_training_never_reads_a_test_file
     assert read_prompts(tmp_path).prompts == ["r"]
 
 
+@pytest.mark.parametrize("name", ["gsm8k_{}.jsonl", "data-{}-00000-of-00001.jsonl", "{}2.jsonl", "my.{}.jsonl"])
+def test_the_split_of_a_file_may_stand_anywhere_in_its_name(name: str, tmp_path: Path):
+    write(tmp_path / name.format("TEST"), '{"prompt": "held out"}\n')
+    write(tmp_path / "latest.jsonl", '{"prompt": "no split"}\n')
+    assert read_prompts(tmp_path).prompts == ["no split"]
+    write(tmp_path / name.format("train"), '{"prompt": "learned"}\n')
+    assert read_prompts(tmp_path).prompts == ["learned"]
+    assert read_prompts(tmp_path, split="test").prompts == ["held out"]
+
+
 def test_columns_that_sft_does_not_use_are_left_alone():
     rows = [{"prompt": "a", "completion": "b", "score": float("nan")}, {"prompt": "c", "completion": "d", "more": 1}]
     assert read_examples(rows).completions == ["b", "d"]
@@ -194,6 +204,17 @@ def test_messages_without_a_chat_template_are_refused_with_the_ways_out():
         tokenize_prompts(read_prompts([{"messages": [USER]}]), tiny_tokenizer(None))
     with pytest.raises(ValueError, match="messages need a chat template"):
         tokenize_examples(read_examples([{"messages": [USER, ANSWER]}]), tiny_tokenizer(None))
+
+
+def test_what_the_template_cannot_render_is_named_by_its_row():
+    called = {**ANSWER, "content": "", "tool_calls": [{"function": {"arguments": "{}"}}]}
+    each = "{% for name, value in message.tool_calls[0].function.arguments | items %}{{ name }}{% endfor %}"
+    template = CHAT + f"{{% for message in messages if message.tool_calls %}}{each}{{% endfor %}}"
+    rows = [{"messages": [USER]}, {"messages": [USER, called, {"role": "tool", "content": "4"}]}]
+    with pytest.raises(DataError, match=r"^rows:2: messages: the chat template cannot render them \(Can only get item"):
+        tokenize_prompts(read_prompts(rows), tiny_tokenizer(template))
+    with pytest.raises(DataError, match=r"^rows:1: messages: the chat template cannot render them \(Tools should"):
+        tokenize_prompts(read_prompts([{"messages": [USER], "tools": ["search"]}]), tiny_tokenizer())
 
 
 def test_what_the_template_refuses_is_named_by_its_row():
@@ -296,6 +317,16 @@ def test_a_template_without_an_end_of_turn_gets_an_eos_at_the_end():
     tokenizer = tiny_tokenizer(template)
     examples = tokenize_examples(read_examples([{"messages": [USER, ANSWER]}]), tokenizer)
     assert trained(tokenizer, examples.ids[0], examples.action_masks[0]).replace(".", "") == "4\n<eos>"
+
+
+def test_an_added_token_that_ends_the_answer_itself_is_no_end_of_turn():
+    template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    answered = [{"messages": [USER, {**ANSWER, "content": "4</answer>"}]}]
+    for chat, closed in ((template, "4</answer>\n<eos>"), (CHAT, "4</answer><end>")):
+        tokenizer = tiny_tokenizer(chat)
+        tokenizer.add_tokens(["</answer>"])
+        examples = tokenize_examples(read_examples(answered), tokenizer)
+        assert trained(tokenizer, examples.ids[0], examples.action_masks[0]).replace(".", "") == closed
 
 
 def test_examples_that_are_too_long_are_named_or_dropped_and_counted():

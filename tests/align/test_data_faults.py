@@ -243,6 +243,20 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path: Path):
         read_prompts(tmp_path)
 
 
+def test_a_file_of_two_splits_is_refused(tmp_path: Path):
+    (tmp_path / "train.jsonl").write_text(lines({"prompt": "a"}))
+    (tmp_path / "train_and_test.jsonl").write_text(lines({"prompt": "a"}))
+    with pytest.raises(DataError, match=r"train_and_test\.jsonl: its name has 'test' and 'train', .*: rename it"):
+        read_prompts(tmp_path)
+
+
+@pytest.mark.parametrize("rows", [[{"prompt": "a"}] * 2 + [{"prompt": "c", "\x1b[31mred": 1}], [{"\x1b[31mred": "a"}]])
+def test_what_data_call_their_columns_cannot_touch_the_terminal(rows: list[dict[str, object]]):
+    with pytest.raises(DataError, match=r"\\x1b\[31mred") as caught:
+        read_prompts(rows)
+    assert all(line.isprintable() for line in str(caught.value).split("\n"))
+
+
 def test_rows_in_memory_are_numbered_from_one():
     with pytest.raises(DataError, match=r"^rows:2: prompt: is empty"):
         read_prompts([{"prompt": "a"}, {"prompt": ""}])

@@ -13,6 +13,8 @@ from torch.testing import assert_close
 from align.aggregate import per_fixed_length, per_sequence
 from align.config import SamplingConfig
 from align.grpo import GRPO, centre_by_group
+from align.metrics import described
+from align.rewards import Reward
 from align.surrogates import cispo_loss, sequence_ratio_loss
 from tests.small_runs import ROWS, share_of_letter, small_grpo
 
@@ -44,6 +46,19 @@ def test_the_first_update_of_a_rollout_has_ratio_1_and_the_sampler_agrees_with_t
     assert [m["policy/clip_fraction"] for m in metrics][::2] == [0.0, 0.0]
     assert all(m["policy/sampler_gap"] < 1e-5 for m in metrics[::2])
     assert all("reward/mean" not in m for m in metrics[1::2])
+
+
+def test_every_step_counts_the_completions_at_which_a_reward_failed():
+    def failing(completions):
+        return [math.nan, *[1.0] * (len(completions) - 1)]
+
+    algorithm = small_grpo()
+    algorithm.rewards, algorithm.on_error = [Reward(failing), *algorithm.rewards], "skip"
+    with pytest.warns(UserWarning, match="reward 'failing' failed on sample 0"):
+        steps = run(algorithm, 2)
+    assert [m["reward/faults"] for m in steps] == [1 / len(algorithm.examples())] * 2
+    assert described("reward/faults") != described("reward/failing")
+    assert "reward/faults" not in run(small_grpo(), 1)[0]
 
 
 def test_later_updates_of_a_rollout_are_clipped_against_the_sampling_policy():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gc
 import os
 import subprocess
@@ -18,7 +19,9 @@ MISBEHAVING = Path(__file__).parent / "misbehaving.py"
 
 
 def named(function, **options):
-    return isolated(f"{MISBEHAVING}:{function}", **{"deadline": 1.0, "memory_megabytes": 1024, **options})
+    return isolated(
+        f"{MISBEHAVING}:{function}", **{"deadline": 1.0, "memory_megabytes": 1024, "file_megabytes": 1, **options}
+    )
 
 
 def scored(reward, completions, on_error="error", **columns):
@@ -46,7 +49,8 @@ def alive(pid):
         ("crashes", "its process ended by SIGSEGV"),
         ("eats_memory", "it raised MemoryError"),
         ("nan", "expected a finite number, got nan"),
-        ("text", "it raised ValueError: could not convert string to float: 'high'"),
+        ("fills_the_disk", "it raised OSError: [Errno 27] File too large"),
+        ("text", "it raised TypeError: expected a number or None, got '0.5'"),
     ],
 )
 def test_what_goes_wrong_costs_its_sample_alone(deed, words):
@@ -58,6 +62,11 @@ def test_what_goes_wrong_costs_its_sample_alone(deed, words):
     assert f"its completion is '{deed}'" in scores.faults[0]
     with pytest.raises(RewardError, match="failed on sample 0"):
         scored(reward, [deed])
+
+
+def test_what_a_completion_says_through_an_error_cannot_touch_the_terminal():
+    (fault,) = scored(named("quotes"), ["\x1b[2J\u202ehello"], on_error="skip").faults
+    assert r"ValueError: cannot judge \x1b[2J\u202ehello (misbehaving.py, line" in fault and fault.isprintable()
 
 
 def test_a_reward_that_prints_does_not_speak_for_itself(capfd):
@@ -82,15 +91,42 @@ def test_a_worker_is_used_again_and_only_a_killed_one_is_replaced():
     assert time.monotonic() - started < 4 * 0.5 + 10  # two at a time, after both have started
 
 
-def test_what_a_killed_worker_started_is_killed_too(tmp_path):
-    file = tmp_path / "pid"
-    scored(named("leaves_a_child"), [str(file)], on_error="zero")
-    child = int(file.read_text())
-    for _ in range(100):
-        if not alive(child):
-            return
+def wait_for_the_end_of(pid):
+    until = time.monotonic() + 20
+    while alive(pid):
+        assert time.monotonic() < until, f"process {pid} lives on"
         time.sleep(0.05)
-    pytest.fail(f"process {child} lives on")
+
+
+@pytest.mark.parametrize("deed", ["leaves_a_child", "escapes"])
+def test_what_a_killed_worker_started_is_killed_too(tmp_path, deed):
+    file = tmp_path / "pid"
+    scored(named(deed), [str(file)], on_error="zero")
+    wait_for_the_end_of(int(file.read_text()))
+
+
+@pytest.mark.parametrize("deed", ["leaves_a_child", "escapes"])
+def test_what_a_worker_started_ends_where_training_was_killed(tmp_path, deed):
+    file = tmp_path / "pid"
+    code = f"""
+from align.isolated import isolated
+isolated({f"{MISBEHAVING}:{deed}"!r}, deadline=60)(["p"], [{str(file)!r}])
+"""
+    training, until = subprocess.Popen([sys.executable, "-c", code]), time.monotonic() + 60
+    while not (file.exists() and file.read_text()):
+        assert time.monotonic() < until, "nothing was started"
+        time.sleep(0.05)
+    training.kill()
+    training.wait()
+    wait_for_the_end_of(int(file.read_text()))
+
+
+def test_a_worker_sees_no_secret_of_the_environment_but_what_it_is_given(monkeypatch):
+    names = ["PATH", "OMP_NUM_THREADS", "HF_TOKEN", "OPENAI_API_KEY", "DATABASE_URL"]
+    for name in names[1:]:
+        monkeypatch.setenv(name, "1")
+    assert scored(named("sees"), names).total == [1, 1, 0, 0, 0]
+    assert scored(named("sees", environment=["OPENAI_API_KEY"]), names).total == [1, 1, 0, 1, 0]
 
 
 def test_workers_end_with_their_reward_and_with_their_parent():
@@ -108,10 +144,7 @@ print(int(isolated({str(MISBEHAVING) + ":by_process"!r})(["p"], ["a"])[0]), flus
 os.kill(os.getpid(), 9)
 """
     printed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True).stdout
-    orphan, until = int(printed), time.monotonic() + 20
-    while alive(orphan):
-        assert time.monotonic() < until, "the worker of a killed parent lives on"
-        time.sleep(0.1)
+    wait_for_the_end_of(int(printed))
 
 
 @pytest.mark.parametrize(
@@ -127,8 +160,12 @@ def test_a_reward_that_cannot_be_loaded_is_told_with_the_reason(name, words):
 
 
 def test_arguments_that_cannot_travel_are_refused():
-    with pytest.raises(RewardError, match="travel as JSON"):
+    with pytest.raises(RewardError, match=r"travels as JSON \(.*\): write it as text, or let the reward name"):
         scored(named("reward"), ["fine"], odd=[{1, 2}])
+
+
+def test_columns_that_a_reward_does_not_take_need_not_travel():
+    assert scored(named("reward_async"), ["a"], answer=["a"], when=[datetime.date(2024, 1, 1)]).total == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +176,7 @@ def test_arguments_that_cannot_travel_are_refused():
         ("module:reward", {"deadline": 0}, "deadline must be"),
         ("module:reward", {"deadline": float("nan")}, "deadline must be"),
         ("module:reward", {"memory_megabytes": 8}, "at least 64"),
+        ("module:reward", {"file_megabytes": 0}, "at least 1"),
         ("module:reward", {"workers": 0}, "at least 1"),
     ],
 )

@@ -87,7 +87,7 @@ def test_scores_are_mapped_to_one_and_keep_the_order_of_the_completions(server: 
 
     server.answer = answer
     scores = scored(server, [str(number) for number in range(11)])
-    assert scores.parts == {"judge": [number / 10 for number in range(11)]} and not scores.faults
+    assert scores.parts["judge"] == [number / 10 for number in range(11)] and not scores.faults
 
 
 def test_no_more_requests_are_open_than_allowed_and_they_are_made_together(server: Server):

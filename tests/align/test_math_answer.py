@@ -34,6 +34,11 @@ def test_equal_expressions_are_right_however_they_are_written(reward):
     assert rewarded(reward, *right) == [1.0] * len(right)
 
 
+def test_what_was_thought_is_no_answer(reward):
+    thought = [("<think>\\boxed{2}</think> The answer is 3", "2"), ("<think>\\boxed{2}?</think> $3$", "3")]
+    assert rewarded(reward, *thought) == [0.0, 1.0]
+
+
 def test_others_are_wrong_and_null_is_not_applicable(reward):
     wrong = [("\\boxed{0.51}", "1/2"), ("no idea", "3"), ("", "3"), ("\\boxed{x^2}", "x^3")]
     assert rewarded(reward, *wrong) == [0.0] * len(wrong)

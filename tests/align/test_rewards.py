@@ -6,7 +6,10 @@ import asyncio
 import functools
 import gc
 import math
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -164,7 +167,7 @@ def test_a_faulty_reward_can_count_as_zero_and_is_told_of(fault: str):
     scores = scored(function, on_error="zero")
     expected = [0.0 if row in faulty else 1.0 for row in range(3)]
     assert scores.parts["x"] == scores.total == expected
-    assert scores.faults
+    assert scores.faults and scores.parts["faults"] == [float(row in faulty) for row in range(3)]
 
 
 def test_a_fault_of_the_whole_call_is_told_once_and_one_of_samples_for_each():
@@ -172,6 +175,17 @@ def test_a_fault_of_the_whole_call_is_told_once_and_one_of_samples_for_each():
     assert len(scored(giving(["a", "b", 1.0]), on_error="skip").faults) == 2
     with pytest.raises(RewardError, match=r"sample 0: .*\(and 1 more faults\)"):
         scored(giving(["a", "b", 1.0]))
+
+
+def test_the_sample_at_which_a_reward_failed_is_named_for_messages_too():
+    prompts = [[{"role": "user", "content": "q"}]] * 3
+
+    def reward(completions):
+        weights = [np.ones(2)]
+        return [float(turns[0]["content"]) + 0 * weights[0].sum() for turns in completions]
+
+    with pytest.raises(RewardError, match=r"failed on sample 2: it raised ValueError.*its completion is 'oops'"):
+        score([reward], prompts, as_completions(["1", "2", "oops"], prompts), {})
 
 
 def test_coroutines_that_nobody_awaits_give_one_message_and_no_warning(recwarn: pytest.WarningsRecorder):
@@ -297,6 +311,61 @@ def test_async_rewards_work_inside_a_running_loop():
         return scored(patient)
 
     assert asyncio.run(notebook_cell()).total == [1.0, 2.0, 3.0]
+
+
+def test_what_an_async_reward_keeps_in_its_module_serves_every_step():
+    one_at_a_time = asyncio.Semaphore(1)
+
+    async def served(completion):
+        async with one_at_a_time:  # once waited for, it belongs to a loop
+            await asyncio.sleep(0)
+            return 1.0
+
+    async def reward(completions):
+        return await asyncio.gather(*map(served, completions))
+
+    assert [scored(reward).total for _ in range(3)] == [[1.0, 1.0, 1.0]] * 3
+
+
+def test_a_forked_process_waits_on_a_loop_of_its_own():
+    assert scored(patient).total == [1.0, 2.0, 3.0]
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(int(sum(scored(patient).total)))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 6
+
+
+def test_an_async_reward_may_score_with_async_rewards():
+    async def of_others(completions):
+        return scored(patient).total
+
+    assert scored(of_others).total == [1.0, 2.0, 3.0]
+
+
+async def exiting_within(completions):
+    return await asyncio.gather(*(exiting_async([completion]) for completion in completions))
+
+
+def test_a_task_that_exits_does_not_end_the_loop_of_the_others():
+    assert "it raised SystemExit: 3" in scored(exiting_within, on_error="skip").faults[0]
+    assert scored(patient).total == [1.0, 2.0, 3.0]
+
+
+def test_ctrl_c_ends_the_wait_for_an_async_reward_and_the_reward():
+    ended = threading.Event()
+
+    async def endless(completions):
+        try:
+            await asyncio.sleep(0.5)  # by now it is waited for
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(600)
+        finally:
+            ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        scored(endless)
+    assert ended.wait(20)
 
 
 def test_completions_have_the_form_of_their_prompts():

@@ -191,6 +191,12 @@ def test_bad_data_is_named_by_file_row_and_column_before_any_model_is_looked_for
     assert "bad.jsonl" in told and "nowhere" not in told
 
 
+def test_what_the_data_say_in_an_error_cannot_touch_the_terminal(align: Align, place: Path):
+    (place / "hostile.jsonl").write_text(json.dumps({"prompt": "1+1=", "\x1b[2Jresult": "2"}))
+    told = align(*GRPO, "--data", "hostile.jsonl", code=2)
+    assert r"there are prompts, completions, completion_ids, \x1b[2Jresult" in told and "\x1b" not in told
+
+
 def test_prompts_that_are_too_long_can_be_dropped_and_are_counted(align: Align, place: Path, tmp_path: Path):
     rows = [{"prompt": text, "answer": "2"} for text in ("1+1=", "2", "what is one and one?")]
     (place / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
