@@ -82,6 +82,8 @@ class SamplingConfig(Checked):
         _must(self, "not be negative", "top_k")
 
 
+OnError = Literal["error", "skip", "zero"]
+"""What a reward that fails on a sample does: it stops the run, leaves the sample out, or gives it 0."""
 ImportanceMode = Literal["token-truncate", "token-mask", "sequence-truncate", "sequence-mask"]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from align.batch import Prompts, Rollouts
+from align.config import OnError
 from align.models import check_lengths
 from align.rewards import Reward, score_rollouts
 from align.sampler import Sampler
@@ -43,7 +44,7 @@ def evaluate(
     *,
     seed: int,
     samples: int = 1,
-    on_error: Literal["error", "skip", "zero"] = "error",
+    on_error: OnError = "error",
     measures: Mapping[str, Callable[[Rollouts], Tensor]] | None = None,
     accelerator: Accelerator | None = None,
 ) -> Evaluation:

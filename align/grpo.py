@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from align.aggregate import Average, per_token
 from align.batch import Prompts, Rollouts, means_of, rows_at
-from align.config import GRPOConfig
+from align.config import GRPOConfig, OnError
 from align.importance import importance_metrics, importance_of
 from align.logprobs import TokenLogprobs
 from align.models import Reference, match_sampling
@@ -196,7 +196,7 @@ class GRPO:
         average: Average = per_token,
         reference: Reference | None = None,
         penalty: Callable[[Rollouts], Tensor] | None = None,
-        on_error: Literal["error", "skip", "zero"] = "error",
+        on_error: OnError = "error",
     ) -> None:
         if (reference is None) != (config.kl_coef == 0):
             raise ValueError(
@@ -216,7 +216,7 @@ class GRPO:
         self.surrogate = surrogate or partial(grpo_loss, clip_low=config.clip_low, clip_high=config.clip_high)
         self.advantages, self.average, self.reference = advantages, average, reference
         self.penalty, self.importance = penalty, importance_of(config.importance, sampler.config)
-        self.on_error: Literal["error", "skip", "zero"] = on_error
+        self.on_error: OnError = on_error
         self.step, self.total_steps = 0, config.steps
         self.update = 0  # updates already taken on the current rollouts
         self.position = 0  # prompts drawn before the current rollouts, epochs laid end to end

@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from align.batch import Prompts, Rollouts, epoch_order, means_of, rows_at
-from align.config import PPOConfig
+from align.config import OnError, PPOConfig
 from align.critic import ActorCritic, Targets, last_actions, see
 from align.critic import completion_advantages as completion_advantages
 from align.importance import importance_metrics, importance_of
@@ -135,7 +135,7 @@ class PPO:
         accelerator: Accelerator,
         *,
         reference: Reference | None = None,
-        on_error: Literal["error", "skip", "zero"] = "error",
+        on_error: OnError = "error",
     ) -> None:
         if reference is None and config.token_rewards.kl_coef:
             raise ValueError(
@@ -155,7 +155,7 @@ class PPO:
         self.accelerator, self.reference = accelerator, reference
         self.importance = importance_of(config.importance, sampler.config)
         self.trainer = Trainer(policy, config.optimizer, accelerator, config.steps)
-        self.on_error: Literal["error", "skip", "zero"] = on_error
+        self.on_error: OnError = on_error
         self.step, self.total_steps = 0, config.steps
         self.update = 0  # updates already taken on the current rollouts
         self.position = 0  # prompts drawn before the current rollouts, epochs laid end to end

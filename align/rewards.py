@@ -12,11 +12,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from align.batch import Completion, Rollouts
+from align.config import OnError
 from align.reward_await import await_all
 from align.reward_faults import LARGEST, faults_of, shown
 from align.rows import nearest
@@ -122,7 +123,7 @@ def score(
     completions: Sequence[Completion],
     columns: Mapping[str, Sequence[Any]],
     *,
-    on_error: Literal["error", "skip", "zero"] = "error",
+    on_error: OnError = "error",
 ) -> Scores:
     """Call every reward on all completions, the async ones together, and add them up by weight.
 
@@ -160,9 +161,7 @@ def score(
     return Scores(_total(called, parts, len(completions)), parts, faults)
 
 
-def score_rollouts(
-    rollouts: Rollouts, rewards: Sequence[Reward], *, on_error: Literal["error", "skip", "zero"] = "error"
-) -> Rollouts:
+def score_rollouts(rollouts: Rollouts, rewards: Sequence[Reward], *, on_error: OnError = "error") -> Rollouts:
     """Return the rollouts with their rewards; faults that are no errors are said as warnings.
 
     The columns of the data reach the rewards by name, and the completions' token ids as `completion_ids`.

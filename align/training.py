@@ -125,10 +125,8 @@ class Trainer:
     def sum_over_processes(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Add up named scalars over all processes. A process may lack some of them."""
         names = sorted(set(self.gathered(list(sums))))
-        stacked = torch.stack(
-            [sums.get(name, torch.zeros(())).detach().to(self.accelerator.device, torch.float64) for name in names]
-        )
-        total: Any = self.accelerator.reduce(stacked, "sum")
+        parts = [sums.get(name, torch.zeros(())).detach().to(self.accelerator.device, torch.float64) for name in names]
+        total: Any = self.accelerator.reduce(torch.stack(parts), "sum")
         return dict(zip(names, total.tolist(), strict=True))
 
     def gathered(self, items: list[Any]) -> list[Any]:

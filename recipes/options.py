@@ -14,6 +14,7 @@ from align.config import (
     DPOConfig,
     GRPOConfig,
     KTOConfig,
+    OnError,
     OptimizerConfig,
     PPOConfig,
     RewardModelConfig,
@@ -191,7 +192,7 @@ class RewardOptions:
     rewards: Names
     """exact_answer, numeric_answer, math_answer, repetition_penalty, script_penalty, reasoning_gym,
     module:function, path.py:function, isolated: before one of the two, or model:FOLDER of a reward model."""
-    on_reward_error: Literal["error", "skip", "zero"] = "error"
+    on_reward_error: OnError = "error"
     """Where a reward fails on a sample: stop, leave the sample out, or give 0; reward/faults counts the last two."""
 
 
