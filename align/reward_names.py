@@ -20,6 +20,7 @@ from align.gym_answer import reasoning_gym
 from align.isolated import isolated
 from align.judge import judge
 from align.math_answer import math_answer
+from align.reward_faults import plain
 from align.rewards import Reward, RewardError, RewardFunction
 from align.rows import nearest, no_such_folder
 from align.text_penalties import repetition_penalty, script_penalty
@@ -120,12 +121,8 @@ def _needs_options(make: Callable[..., RewardFunction]) -> bool:
 
 def _load(place: str) -> ModuleType:
     if not place.endswith(".py"):
-        try:
+        with _told(place):
             return importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            raise RewardError(
-                f"no module {place!r} ({error}): install it, or name a file as path.py:function"
-            ) from error
     path = Path(place).expanduser()
     spec = importlib.util.spec_from_file_location(f"align_reward_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
@@ -140,9 +137,14 @@ def _load(place: str) -> ModuleType:
 
 @contextmanager
 def _told(place: str) -> Iterator[None]:
-    """Name the file and what is wrong with it, whatever the user's code raises while it is loaded."""
+    """Name the file or module and what is wrong with it, whatever the user's code raises while it is loaded."""
     try:
         yield
     except (Exception, SystemExit) as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise RewardError(f"{place}: cannot be loaded ({what}): mend it, and try it with python {place}") from error
+        if isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(f"{error.name}."):
+            what = f"no module {place!r} ({error}): install it, or name a file as path.py:function"
+        else:
+            words = plain(" ".join(f"{type(error).__name__}: {error}".split()))
+            alone = place if place.endswith(".py") else f"-m {place}"
+            what = f"{place}: cannot be loaded ({words}): mend it, and try it with python {alone}"
+        raise RewardError(what) from error

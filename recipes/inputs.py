@@ -76,11 +76,10 @@ def _weighted(named: str) -> Reward:
     if not equals or "/" in weight or ":" in weight:  # the sign belongs to a path
         return reward_names.resolve(named)
     try:
-        return replace(reward_names.resolve(name), weight=float(weight))
-    except ValueError as error:
-        if isinstance(error, RewardError):
-            raise
+        number = float(weight)
+    except ValueError:
         raise RewardError(f"--reward {named}: {weight!r} is no weight: expected a number, as in {name}=0.5") from None
+    return replace(reward_names.resolve(name), weight=number)
 
 
 def read_rows(options: PromptOptions, rewards: Sequence[Reward]) -> PromptRows:

@@ -429,6 +429,8 @@ def test_what_cannot_be_found_is_refused_with_the_nearest_name():
         resolve("regex_format")
     with pytest.raises(RewardError, match=r"no module 'no_such_module'.*path\.py:function"):
         resolve("no_such_module:f")
+    with pytest.raises(RewardError, match=r"no module 'no_such_module\.within' \(No module named 'no_such_module'\)"):
+        resolve("no_such_module.within:f")
     with pytest.raises(RewardError, match=r"nowhere\.py: no such file"):
         resolve("nowhere.py:f")
 

@@ -88,6 +88,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "rules.py").write_text(
         "def letters(prompts, completions, **columns):\n"
         "    return [sum(c.islower() for c in text) / 4 for text in map(str, completions)]\n"
+        "NAME = 'rules'\n"
     )
     return directory
 

@@ -78,6 +78,9 @@ def test_help_groups_options_and_shows_defaults_those_of_the_loss_among_them(ali
         ((*GRPO, "--reward", "exact_anser"), "did you mean 'exact_answer'"),
         ((*GRPO, "--reward", "rules.py:leters"), "did you mean 'letters'"),
         ((*GRPO, "--reward", "broken.py:f"), "broken.py: cannot be loaded (SyntaxError"),
+        ((*GRPO, "--reward", "broken:f"), "broken: cannot be loaded (SyntaxError"),
+        ((*GRPO, "--reward", "keyless:f=0.5"), "keyless: cannot be loaded (ValueError: no key): mend it"),
+        ((*GRPO, "--reward", "rules.py:NAME=0.5"), "a reward must be a function, got 'rules'"),
         ((*GRPO, "--reward", "rules.py:letters=much"), "expected a number"),
         ((*GRPO, "--data", "pairs.jsonl"), "pairs.jsonl: reward 'exact_answer' asks for 'answer'"),
         ((*GRPO, "--data", "prompt.jsonl"), "did you mean 'prompts.jsonl'"),
@@ -93,6 +96,7 @@ def test_help_groups_options_and_shows_defaults_those_of_the_loss_among_them(ali
 )
 def test_a_mistake_ends_in_words_with_the_way_out(align: Align, place: Path, arguments, advice):
     (place / "broken.py").write_text("def f(:\n")
+    (place / "keyless.py").write_text("raise ValueError('no key')\n")
     if "lora" in arguments and not (place / "lora").exists():
         align(*SHORT, "--steps", 1, "--lora-rank", 2, "--directory", "lora-run")
         (place / "lora-run" / "final").rename(place / "lora")
