@@ -18,7 +18,7 @@ RISEN, LOST = 0.5, 0.25  # of the spread of the first rewards
 EVALUATIONS = 3
 MOST_REPEATED = 0.5  # of n-grams
 
-_STATISTICS = {"mean", "std", "min", "max"}
+_STATISTICS = {"mean", "std", "min", "max", "faults"}
 
 
 def _silent_groups(readings: Readings) -> Iterable[Finding]:
