@@ -250,6 +250,19 @@ def test_a_metric_that_is_not_finite_is_written_as_null_and_told(tmp_path: Path)
     assert "reward/mean was not a finite number at step 4" in (tmp_path / "report.html").read_text()
 
 
+def test_a_metric_that_is_not_finite_is_told_once_though_the_run_is_resumed(tmp_path: Path) -> None:
+    class Broken(Toy):
+        def steps(self):
+            for metrics in super().steps():
+                yield {**metrics, "reward/mean": math.nan}
+
+    told = Console(file=StringIO(), width=200)
+    go(tmp_path, Broken(total_steps=3), console=told)
+    go(tmp_path, Broken(total_steps=6), console=told, resume=True)
+    assert told.file.getvalue().count("warning: not finite") == 1  # type: ignore[attr-defined]
+    assert sum(event["kind"] == "not_finite" for event in RunDirectory(tmp_path).read("events.jsonl")) == 6
+
+
 def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_it_can_go_on(children: Any, tmp_path: Path) -> None:
     toy = {"total_steps": 4, "ballast": 100_000}
     assert children.do("run_toy", directory=str(tmp_path / "whole"), **toy) == 0
@@ -333,19 +346,6 @@ def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path: Path) -> No
 # --- completions ---
 
 
-def test_a_few_rollouts_are_kept_the_first_and_the_last_among_them(tmp_path: Path) -> None:
-    go(tmp_path, Toy(total_steps=400), save_every=400)
-    lines = RunDirectory(tmp_path).read("completions.jsonl")
-    assert lines[0]["step"] == 1 and lines[-1]["step"] == 400 and len(lines) <= 21
-    first = lines[0]
-    assert [sample["role"] for sample in first["samples"]] == ["best", "worst", "random"]
-    assert len(first["rewards"]) == 8 and len(first["group"]) == 4
-    assert (
-        first["samples"][0]["reward"] == max(first["rewards"]) > first["samples"][1]["reward"] == min(first["rewards"])
-    )
-    assert first["samples"][0]["parts"]["form"] == 1.0
-
-
 def test_a_completion_that_was_not_judged_is_neither_best_nor_worst_and_makes_no_group_telling() -> None:
     rewards = {"good": -0.1, "unjudged": math.nan, "bad": -1.0}
     examples = [{"completion": text, "reward": reward, "group": 0} for text, reward in rewards.items()]
@@ -357,14 +357,14 @@ def test_a_completion_that_was_not_judged_is_neither_best_nor_worst_and_makes_no
     assert choose_examples(nobody, step=1)[0] == ("best", nobody[0]) and telling_group(nobody) == nobody
 
 
-def test_a_metric_that_is_not_finite_is_told_once_though_the_run_is_resumed(tmp_path: Path) -> None:
-    class Broken(Toy):
-        def steps(self):
-            for metrics in super().steps():
-                yield {**metrics, "reward/mean": math.nan}
-
-    told = Console(file=StringIO(), width=200)
-    go(tmp_path, Broken(total_steps=3), console=told)
-    go(tmp_path, Broken(total_steps=6), console=told, resume=True)
-    assert told.file.getvalue().count("warning: not finite") == 1  # type: ignore[attr-defined]
-    assert sum(event["kind"] == "not_finite" for event in RunDirectory(tmp_path).read("events.jsonl")) == 6
+def test_a_few_rollouts_are_kept_the_first_and_the_last_among_them(tmp_path: Path) -> None:
+    go(tmp_path, Toy(total_steps=400), save_every=400)
+    lines = RunDirectory(tmp_path).read("completions.jsonl")
+    assert lines[0]["step"] == 1 and lines[-1]["step"] == 400 and len(lines) <= 21
+    first = lines[0]
+    assert [sample["role"] for sample in first["samples"]] == ["best", "worst", "random"]
+    assert len(first["rewards"]) == 8 and len(first["group"]) == 4
+    assert (
+        first["samples"][0]["reward"] == max(first["rewards"]) > first["samples"][1]["reward"] == min(first["rewards"])
+    )
+    assert first["samples"][0]["parts"]["form"] == 1.0
