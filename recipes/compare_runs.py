@@ -15,7 +15,7 @@ from align.runs.directory import RunDirectory, RunError, flat
 from align.runs.names import in_order, label
 from align.runs.report import axis_of, from_to
 from align.runs.text import shorten, visible
-from recipes.comparison_page import Comparison, Curve, drawing, print_table, write
+from recipes.comparison_page import Comparison, Curve, chart, key, print_table, write
 
 MOST_RUNS = 6
 """The page has so many colours."""
@@ -23,6 +23,8 @@ PARTS = 60
 """Points of a curve of training: means over so many parts of its run."""
 LEFT_OUT = {"reward/std", "optim/learning_rate", "steps/total", "episode/count", "tokens/total", "optim/updates"}
 """Metrics that were asked for, only count, or go with another."""
+COSTS = ("time/", "tokens/", "steps/")
+"""How metrics begin that say what a run took, not what it learned: in the table, and not drawn."""
 OF_THE_RUN = {"run.directory", "run.resume", "run.quiet"}
 """Settings that say where a run lies, not what it is."""
 
@@ -63,7 +65,7 @@ def compare(runs: Sequence[RunDirectory]) -> list[Path]:
             rows=rows,
             told=[(name, " | ".join(values)) for name, *values in settings],
             command=shlex.join(["align", "compare", *map(str, (run.path for run in runs))]),
-            figures=[figure(name, names, histories) for name in metrics],
+            figures=[charts(metrics, names, histories)],
             footer="Made from the files of the runs alone. Curves of training: means over a sixtieth of the run.",
         ),
     )
@@ -96,7 +98,7 @@ def figure(metric: str, names: Sequence[str], histories: Sequence[History]) -> s
     words, unit, form = label(metric)
     over = "environment steps" if axis_of(histories[0]) != "step" else "optimizer steps"
     y_label = visible(f"{words}, {unit}" if unit else words)
-    return drawing(curves, x_label=over, y_label=y_label, form=form, height=260)
+    return chart(curves, x_label=over, y_label=y_label, form=form)
 
 
 def points_of(metric: str, history: History) -> list[tuple[float, float, float, float]]:
@@ -107,3 +109,10 @@ def points_of(metric: str, history: History) -> list[tuple[float, float, float, 
     chunks = [found[start : start + size] for start in range(0, len(found), size)]
     means = [(fmean(x for x, _ in chunk), fmean(y for _, y in chunk)) for chunk in chunks]
     return [(x, y, y, y) for x, y in means]
+
+
+def charts(metrics: Sequence[str], names: Sequence[str], histories: Sequence[History]) -> str:
+    """Draw what was learned, two charts beside each other, under one key; as HTML."""
+    drawn = [figure(name, names, histories) for name in metrics if not name.startswith(COSTS)]
+    whose = key((name, colour) for colour, name in enumerate(names, start=1))
+    return f'{whose}\n<div class="charts">{"".join(drawn)}</div>'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -59,7 +59,13 @@ def markdown(head: Sequence[str], rows: Rows) -> str:
 
 
 def drawing(curves: Sequence[Curve], *, x_label: str, y_label: str, form: str, height: int = 420) -> str:
-    """Draw curves with their bands and a key; those that come first lie on top."""
+    """Draw curves as wide as the page, with a key of their own."""
+    drawn = chart(curves, x_label=x_label, y_label=y_label, form=form, width=880, height=height)
+    return f"{key([(one.name, one.colour) for one in curves])}\n{drawn}"
+
+
+def chart(curves: Sequence[Curve], *, x_label: str, y_label: str, form: str, **size: int) -> str:
+    """Draw curves with their bands; those that come first lie on top."""
     bands = [
         Series(f"band m{one.colour}", [Point(x, (high + low) / 2, (high - low) / 2) for x, _, low, high in one.points])
         for one in curves
@@ -67,9 +73,13 @@ def drawing(curves: Sequence[Curve], *, x_label: str, y_label: str, form: str, h
     lines = [
         Series(f"m{one.colour}", [Point(x, y) for x, y, _, _ in one.points], name=f"{one.name} at") for one in curves
     ]
-    key = "".join(f'<span><i class="m{one.colour}"></i>{escape(one.name)}</span>' for one in curves)
-    chart = line_chart([*bands, *lines[::-1]], x_label=x_label, y_label=y_label, form=form, width=880, height=height)
-    return f'<p class="key">{key}</p>\n<figure>{chart}</figure>'
+    return f"<figure>{line_chart([*bands, *lines[::-1]], x_label=x_label, y_label=y_label, form=form, **size)}</figure>"
+
+
+def key(colours: Iterable[tuple[str, int]]) -> str:
+    """Say whose colour is which."""
+    spans = [f'<span><i class="m{colour}"></i>{escape(name)}</span>' for name, colour in colours]
+    return f'<p class="key">{"".join(spans)}</p>'
 
 
 def write(directory: Path, found: Comparison) -> list[Path]:
@@ -102,7 +112,7 @@ def print_table(head: Sequence[str], rows: Rows) -> None:
     """Print a table."""
     table = Table(box=None, padding=(0, 1, 0, 0))
     for place, title in enumerate(head):
-        table.add_column(title, justify="right" if place else "left")
+        table.add_column(title, justify="right" if place else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(highlight=False).print(table)

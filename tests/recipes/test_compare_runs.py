@@ -44,6 +44,21 @@ def test_the_page_draws_each_metric_once_and_holds_no_script(tmp_path: Path):
     assert text.count("<figure>") == 2 and "gradient norm" in text and "<script" not in text
 
 
+def test_the_page_has_one_key_and_does_not_draw_what_a_run_took(tmp_path: Path):
+    runs = two_runs(tmp_path)
+    for run in runs:
+        run.append("metrics.jsonl", {"step": 5, "time/step": 0.5, "tokens/per_second": 900.0})
+    text = compare(runs)[1].read_text()
+    assert text.count("<figure>") == 2 and text.count('<p class="key">') == 1
+    assert "time of a step" in text and "speed" in text
+
+
+def test_long_names_of_runs_are_told_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    names = [f"ppo-CartPole-v1-2025010{day}-120000" for day in range(1, 7)]
+    compare([a_run(tmp_path / name, rate=0.1, rewards=[1.0]) for name in names])
+    assert "…" not in capsys.readouterr().out
+
+
 def test_settings_are_compared_by_their_dotted_names_wherever_one_lacks_them():
     assert differing([{"a": {"b": 1}, "same": 0}, {"a": {"b": 2}, "same": 0, "c": "x"}]) == [
         ("a.b", "1", "2"),
