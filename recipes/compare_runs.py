@@ -162,3 +162,10 @@ def points_of(metric: str, history: History, axis: str) -> list[tuple[float, flo
     chunks = [found[start : start + size] for start in range(0, len(found), size)]
     means = [(fmean(x for x, _ in chunk), fmean(y for _, y in chunk)) for chunk in chunks]
     return [(x, y, y, y) for x, y in means]
+
+
+def charts(metrics: Sequence[str], names: Sequence[str], histories: Sequence[History]) -> str:
+    """Draw what was learned, two charts beside each other, under one key; as HTML."""
+    drawn = [figure(name, names, histories) for name in metrics if not name.startswith(COSTS)]
+    whose = key((name, colour) for colour, name in enumerate(names, start=1))
+    return f'{whose}\n<div class="charts">{"".join(drawn)}</div>'
