@@ -60,34 +60,29 @@ def compare(runs: Sequence[RunDirectory]) -> list[Path]:
     names = [visible(str(place.relative_to(above))) for place in places]
     histories = [run.history() for run in runs]
     metrics, alone = shared(histories)
-    head = ("", *names)
-    rows = [(visible(label(name).words), *(began_and_ended(name, one) for one in histories)) for name in metrics]
     settings = differing([run.config for run in runs])
-    print_table(head, rows)
+    found = Comparison(
+        title=", ".join(names),
+        rule=f"Settings that differ: {len(settings)}." if settings else "The settings are the same.",
+        note=NOTE,
+        head=("", *names),
+        rows=[(visible(label(name).words), *(began_and_ended(name, one) for one in histories)) for name in metrics],
+        told=[(name, " | ".join(values)) for name, *values in settings],
+        command=shlex.join(["align", "compare", *map(str, (run.path for run in runs))]),
+        figures=[charts(metrics, names, histories)],
+        footer="Made from the files of the runs alone. Curves of training: means over a sixtieth of the run.",
+    )
+    print_table(found.head, found.rows)
     print(f"\n{NOTE}")
-    if not any(name.split("/")[0] not in OF_ANY_RUN for name in metrics):
+    if all(name.split("/")[0] in OF_ANY_RUN for name in metrics):
         print("\nThese are runs of different kinds: they share no number that tells what was learned.")
     if alone:
         print(f"\nIn one run alone: {', '.join(visible(label(name).words) for name in alone)}.")
-    print("\nSettings that differ:" if settings else "\nThe settings are the same.")
+    print(f"\n{found.rule}")
     if settings:
-        print_table(head, settings)
+        print_table(found.head, settings)
     here = Path.cwd()
-    return write(
-        above.relative_to(here) if above.is_relative_to(here) else above,
-        Comparison(
-            title=", ".join(names),
-            rule=f"{len(settings)} settings differ." if settings else "The settings are the same.",
-            note=NOTE,
-            head=head,
-            rows=rows,
-            told=[(name, " | ".join(values)) for name, *values in settings],
-            command=shlex.join(["align", "compare", *map(str, (run.path for run in runs))]),
-            figures=[charts(metrics, names, histories)],
-            footer="Made from the files of the runs alone. Curves of training: means over a sixtieth of the run.",
-        ),
-        file_name(names),
-    )
+    return write(above.relative_to(here) if above.is_relative_to(here) else above, found, file_name(names))
 
 
 def shared(histories: Sequence[History]) -> tuple[list[str], list[str]]:
@@ -162,10 +157,3 @@ def points_of(metric: str, history: History, axis: str) -> list[tuple[float, flo
     chunks = [found[start : start + size] for start in range(0, len(found), size)]
     means = [(fmean(x for x, _ in chunk), fmean(y for _, y in chunk)) for chunk in chunks]
     return [(x, y, y, y) for x, y in means]
-
-
-def charts(metrics: Sequence[str], names: Sequence[str], histories: Sequence[History]) -> str:
-    """Draw what was learned, two charts beside each other, under one key; as HTML."""
-    drawn = [figure(name, names, histories) for name in metrics if not name.startswith(COSTS)]
-    whose = key((name, colour) for colour, name in enumerate(names, start=1))
-    return f'{whose}\n<div class="charts">{"".join(drawn)}</div>'
