@@ -323,8 +323,7 @@ class GRPO:
         sums = self.trainer.step(sequences, loss_of, step=self.step)
         tokens = max(sums.get("tokens", 0.0), 1.0)
         metrics = {f"optim/{name}": sums[name] for name in ("loss", "grad_norm", "learning_rate")}
-        metrics["tokens/trained"] = sums.get("tokens", 0.0)
-        metrics["policy/clip_fraction"] = sums.get("clipped", 0.0) / tokens
+        metrics |= {"tokens/trained": sums.get("tokens", 0.0), "policy/clip_fraction": sums.get("clipped", 0) / tokens}
         if self.update == 0:
             metrics["policy/sampler_gap"] = sums.get("gap", 0.0) / tokens
             metrics |= importance_metrics(sums, sums.get("tokens", 0.0)) if self.importance is not None else {}
