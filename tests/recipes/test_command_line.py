@@ -148,6 +148,12 @@ def test_eval_prints_means_with_errors_and_writes_completions(align: Align, plac
     assert "over 20 prompts, 3 completions each" in told
 
 
+@pytest.mark.parametrize("output", ["missing/out.jsonl", "model"])
+def test_eval_refuses_an_output_that_cannot_be_written_before_anything_is_measured(align: Align, output: str):
+    told = align("eval", "--model", "./nowhere", "--data", "no.jsonl", "--reward", "no", "--output", output, code=2)
+    assert told.startswith(f"error: --output {output}: cannot be written: name a file in a folder that is there\n")
+
+
 def test_report_doctor_and_env_tell_of_a_run_and_of_the_machine(align: Align, tmp_path: Path):
     run = tmp_path / "run"
     align(*SHORT, "--steps", 25, "--directory", run, "--quiet")
