@@ -185,6 +185,9 @@ def _message(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise Fault(f'{where}: expected {{"role": ..., "content": ...}}, got {kind(turn)}')
     role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
+    twice = next((key for key in ("role", "content") if role_key == "from" and turn.get(key) is not None), None)
+    if twice:
+        raise Fault(f"{where}: {twice}: beside from and value: keep those two, or role and content")
     if turn.get("tool_calls") and not turn.get(content_key):
         turn = {**turn, content_key: ""}  # a call needs no words
     for key in (role_key, content_key):

@@ -52,11 +52,13 @@ class Faults:
 
     @contextmanager
     def at(self, place: str) -> Iterator[None]:
-        """Turn a `Fault` raised inside into a note, so that the next row is still looked at."""
+        """Turn a `Fault` raised inside into a note, so that the next row is still looked at; bottomless rows too."""
         try:
             yield
         except Fault as fault:
             self.add(place, fault)
+        except RecursionError:
+            self.add(place, "a value is nested too deeply to be data: leave it out, or write it as a string")
 
     def check(self) -> None:
         """Raise DataError if there was any fault."""
@@ -87,7 +89,10 @@ def read_rows(source: Any, *, split: str = "train") -> list[Row]:
         DataError: if there are no rows, or a row cannot be read.
     """
     faults = Faults()
-    rows = list(_rows_of(source, split, faults))
+    try:
+        rows = list(_rows_of(source, split, faults))
+    except OSError as error:  # a folder that may not be looked into, a name that is too long
+        raise DataError(f"{_name(source)}: cannot be read: {error.strerror or error}") from error
     faults.check()
     if not rows:
         raise DataError(f"{_name(source)}: no rows: expected at least one row of data")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ def train(options: EvalOptions, command: Sequence[str]) -> int:
     """Run the recipe and return its exit code. Nothing is trained here."""
     if options.samples < 1:
         raise ValueError(f"--samples must be at least 1, got {options.samples}")
+    if options.output and (options.output.is_dir() or not os.access(options.output.parent, os.W_OK)):
+        raise ValueError(f"--output {options.output}: cannot be written: name a file in a folder that is there")
     rewards = inputs.read_rewards(options.reward.rewards)
     rows = inputs.read_rows(options.data, rewards)
     accelerator = make_accelerator()

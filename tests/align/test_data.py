@@ -83,6 +83,11 @@ def test_messages_and_sharegpt_become_the_same_prompts():
     assert plain.columns == {"answer": [4]}
 
 
+def test_a_message_of_sharegpt_may_have_the_other_keys_as_null():
+    turns = [{"from": "human", "value": "2+2?", "role": None, "content": None}]
+    assert read_prompts([{"messages": turns}]).prompts == [[USER]]
+
+
 def test_keys_that_are_null_in_a_message_are_not_shown_to_the_template():
     rows = read_prompts([{"messages": [{**USER, "name": None, "mood": "good"}]}])
     assert rows.prompts == [[{**USER, "mood": "good"}]]

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,10 +133,21 @@ PROMPTS: dict[str, tuple[str, str, str]] = {
         ":1",
         "conversations: turn 1: from: unknown",
     ),
-    "sender without value": (
-        lines({"conversations": [{"from": "human", "content": "a"}]}),
+    "sender without value": (lines({"conversations": [{"from": "human"}]}), ":1", "turn 1: value: missing"),
+    "sender beside a role": (
+        lines({"conversations": [{"from": "human", "value": "a", "role": "user"}]}),
         ":1",
-        "turn 1: value: missing",
+        "turn 1: role: beside from and value: keep those two, or role and content",
+    ),
+    "sender beside content": (
+        lines({"conversations": [{"from": "human", "value": "a", "content": ["b"]}]}),
+        ":1",
+        "turn 1: content: beside from and value",
+    ),
+    "tools nested deeply": (
+        lines({"prompt": "a", "tools": json.loads("[" * 600 + "]" * 600)}),
+        ":1",
+        "a value is nested too deeply to be data",
     ),
 }
 
@@ -201,6 +213,26 @@ def test_a_file_that_does_not_exist_is_never_asked_of_the_hub(tmp_path: Path):
     for mistyped in ("prompts.jsonl", "data/prompts.csv", "./prompts", "~/prompts", "tests/no_such_folder", "a b"):
         with pytest.raises(DataError, match="no such file or folder"):
             read_prompts(mistyped)
+
+
+def test_what_cannot_be_looked_at_is_told_in_one_line():
+    with pytest.raises(DataError, match=r"^a{300}: cannot be read: File name too long$"):
+        read_prompts("a" * 300)
+    code = (
+        "import os, sys\n"
+        "from align.data import DataError, read_prompts\n"
+        "os.geteuid() or os.seteuid(65534)  # whom no folder is closed to\n"
+        "for place in sys.argv[1:]:\n"
+        "    try: read_prompts(place)\n"
+        "    except DataError as error: print(error)\n"
+    )
+    with tempfile.TemporaryDirectory() as closed:  # into tmp_path only its owner can look at all
+        Path(closed, "a.jsonl").write_text(lines({"prompt": "a"}))
+        os.chmod(closed, 0)
+        places = [f"{closed}/a.jsonl", closed]
+        told = subprocess.run([sys.executable, "-c", code, *places], capture_output=True, text=True, check=True).stdout
+        os.chmod(closed, 0o700)
+    assert told.splitlines() == [f"{place}: cannot be read: Permission denied" for place in places]
 
 
 def test_what_is_no_local_path_is_asked_of_the_hub():

@@ -281,6 +281,12 @@ def test_a_run_ends_with_the_command_that_measures_its_model_as_it_was_trained(h
     assert measuring(plain, SamplingConfig(), Path("final")) == "align eval --model final --data games --reward letters"
 
 
+@pytest.mark.parametrize("output", ["missing/out.jsonl", "model"])
+def test_eval_refuses_an_output_that_cannot_be_written_before_anything_is_measured(align: Align, output: str):
+    told = align("eval", "--model", "./nowhere", "--data", "no.jsonl", "--reward", "no", "--output", output, code=2)
+    assert told.startswith(f"error: --output {output}: cannot be written: name a file in a folder that is there\n")
+
+
 def test_report_doctor_and_env_tell_of_a_run_and_of_the_machine(align: Align, tmp_path: Path):
     run = tmp_path / "run"
     align(*SHORT, "--steps", 25, "--directory", run, "--quiet")
