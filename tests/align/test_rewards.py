@@ -363,8 +363,12 @@ def test_ctrl_c_ends_the_wait_for_an_async_reward_and_the_reward():
         finally:
             ended.set()
 
-    with pytest.raises(KeyboardInterrupt):
-        scored(endless)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            scored(endless)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert ended.wait(20)
 
 
