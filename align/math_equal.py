@@ -1,12 +1,15 @@
 """Whether two expressions are equal as mathematics, by math-verify; called in a worker by `align.math_answer`.
 
-Nothing of `align` is imported, so that a worker starts quickly.
+Nothing of `align` is imported, so that a worker starts quickly; math-verify is when this file is, since that takes
+seconds which the first completion's deadline would have to pay for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+from math_verify import parse, verify
 
 NEVER = 86_400
 """Seconds; the deadline is the worker's, not math-verify's, which a computation in C ignores."""
@@ -18,8 +21,6 @@ def equal(completions: Sequence[str], answer: Sequence[Any]) -> list[float | Non
 
 
 def _equal(completion: str, answer: Any) -> float | None:
-    from math_verify import parse, verify
-
     if answer is None:
         return None
     found = parse(completion, parsing_timeout=NEVER)
@@ -27,8 +28,6 @@ def _equal(completion: str, answer: Any) -> float | None:
 
 
 def _parsed(answer: Any) -> list[Any]:
-    from math_verify import parse
-
     text = str(answer)
     parsed = parse(text if "$" in text or "\\boxed" in text else f"${text}$", parsing_timeout=NEVER)
     if not parsed:

@@ -73,7 +73,7 @@ def learn_from_rows(
         evaluate=(lambda: algorithm.evaluate(held_out)) if held_out else None,
     )
     if result.finished:
-        save_result(model, tokenizer, result, options, accelerator)
+        save_result(model, tokenizer, result, options.run, accelerator)
         say(f"Model: {result.directory.final}")
         if go_on:
             say(f"Go on with: {go_on.format(model=result.directory.final)}")

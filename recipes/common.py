@@ -301,7 +301,11 @@ def tell(words: str, options: RunOptions, accelerator: Accelerator) -> None:
 
 
 def save_result(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, result: RunResult, options: Any, accelerator: Accelerator
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    result: RunResult,
+    options: RunOptions,
+    accelerator: Accelerator,
 ) -> None:
     """Save the trained model of a finished run to its `final` folder, with a card that tells how it came about."""
     from align.data import eos_token_ids
@@ -312,7 +316,7 @@ def save_result(
         # who loads it samples to the ends that it was trained to
         if generation := base_model(model).generation_config:
             generation.eos_token_id = eos_token_ids(model, tokenizer)
-        if options.run.export and options.run.export.merge:
+        if options.export and options.export.merge:
             model = merged(model)
         save_model(model, tokenizer, result.directory.final, card=model_card(result))
     accelerator.wait_for_everyone()

@@ -272,7 +272,7 @@ class Run:
             evaluate=measure,
         )
         if result.finished:
-            save_result(model, tokenizer, result, self.config, accelerator)
+            save_result(model, tokenizer, result, self.run, accelerator)
         return result.exit_code
 
     def outcome(self) -> Outcome:

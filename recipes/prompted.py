@@ -76,7 +76,7 @@ def train_on_prompts(
         evaluate=(lambda: measure(algorithm, held_out)) if held_out else None,
     )
     if result.finished:
-        save_result(model, tokenizer, result, options, accelerator)
+        save_result(model, tokenizer, result, options.run, accelerator)
         if save_more and accelerator.is_main_process:
             save_more(algorithm, result.directory.final)
         say(f"Model: {result.directory.final}")

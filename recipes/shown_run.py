@@ -65,7 +65,7 @@ def learn_and_show(
     )
     if result.finished:
         after, final = measure(few).examples, result.directory.final
-        save_result(sampler.model, sampler.tokenizer, result, options, accelerator)
+        save_result(sampler.model, sampler.tokenizer, result, options.run, accelerator)
         if save_more and accelerator.is_main_process:
             save_more(final)
         if accelerator.is_main_process and not options.run.quiet:

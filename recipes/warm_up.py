@@ -39,7 +39,7 @@ def warm_up(
     run = replace(run, directory=directory, evaluate_every=0, save_every=max(1, steps), profile=False, report_to=())
     result = execute(sft, directory, run, config=config, command=command, accelerator=accelerator)
     if result.finished:
-        save_result(model, tokenizer, result, config, accelerator)
+        save_result(model, tokenizer, result, run, accelerator)
     return result.exit_code
 
 

@@ -209,7 +209,11 @@ def test_vllm_is_imported_in_its_own_sampler_alone():
 
 def test_what_is_heavy_or_optional_is_imported_where_it_is_used():
     late = tuple(name for name in HEAVY if name not in ("torch", "gymnasium"))
-    assert not breaches(files_of(*ROOMS), lambda _, i: i.at_import and within(i.name, *late))
+
+    def elsewhere(module: str) -> bool:  # than in the file that only a worker loads, which has to be ready by then
+        return within(module, *ROOMS) and module != "align.math_equal"
+
+    assert not breaches(elsewhere, lambda _, i: i.at_import and within(i.name, *late))
 
 
 def test_nothing_imports_from_the_tests():

@@ -47,7 +47,7 @@ def test_the_rows_that_gymnasium_resets_are_the_rows_that_do_not_count():
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(ends=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=4), steps=st.integers(1, 25))
 def test_in_every_mode_each_valid_row_is_a_true_transition_and_each_episode_counts_once(mode, ends, steps):
     stepper = Stepper(counters(mode, *(end for end, _ in ends), cuts=tuple(cut for _, cut in ends)), seed=0)

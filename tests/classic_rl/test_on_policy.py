@@ -140,7 +140,7 @@ def learned(kind: str, rollout: Rollout, envs: SyncVectorEnv) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     ends=st.lists(st.integers(2, 7), min_size=2, max_size=4),
     cut=st.integers(2, 6),

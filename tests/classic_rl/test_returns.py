@@ -178,7 +178,7 @@ def test_a_gradient_through_the_values_stops_at_the_ends():
 trajectories = st.builds(trajectory, st.integers(1, 9), seed=st.integers(0, 10**6))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(trajectories, st.floats(0, 1))
 def test_lambda_zero_is_the_td_error(steps, gamma):
     rewards, values, next_values, terminated, truncated = steps
@@ -195,7 +195,7 @@ def consistent(steps):
     return rewards, values, torch.where(ended, next_values, values.roll(-1, -1)), terminated, truncated
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(trajectories, st.floats(0, 1))
 def test_lambda_one_is_the_monte_carlo_return_minus_the_baseline(steps, gamma):
     rewards, values, next_values, terminated, truncated = consistent(steps)
@@ -205,7 +205,7 @@ def test_lambda_one_is_the_monte_carlo_return_minus_the_baseline(steps, gamma):
     assert_close(lambda_returns(rewards, next_values, terminated, truncated, gamma=gamma, lam=1.0), returns)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(trajectories, st.floats(0, 1), st.floats(0, 1))
 def test_advantages_plus_values_are_the_lambda_returns(steps, gamma, lam):
     rewards, values, next_values, terminated, truncated = consistent(steps)
