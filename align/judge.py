@@ -16,10 +16,12 @@ import json
 import math
 import os
 import re
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPException
 from inspect import Parameter, Signature
 from typing import Any
@@ -189,7 +191,7 @@ class _Endpoint:
         """Return the reply to a chat, or raise JudgeError."""
         for attempt in range(1, self.attempts + 1):
             try:
-                return self._reply(body)
+                return _within(self.deadline, partial(self._reply, body))
             except _PassingError as error:
                 if attempt == self.attempts:
                     raise JudgeError(f"{error} (tried {attempt} times)") from None
@@ -205,12 +207,11 @@ class _Endpoint:
                 content = _read(response, until)
         except HTTPError as error:
             raise self._refused(error) from None
-        except TimeoutError:
-            raise _PassingError(f"the judge did not answer within {self.deadline:g} s") from None
         except (OSError, HTTPException) as error:  # URLError is an OSError; its reason may be a timeout too
-            late = isinstance(getattr(error, "reason", None), TimeoutError)
-            what = f"did not answer within {self.deadline:g} s" if late else f"cannot be reached: {shown(str(error))}"
-            raise _PassingError(f"the judge {what}") from None
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, TimeoutError):
+                raise reason from None
+            raise _PassingError(f"the judge cannot be reached: {shown(str(error))}") from None
         try:
             reply = json.loads(content)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError):
@@ -234,6 +235,23 @@ class _Endpoint:
 
     def _masked(self, text: str) -> str:
         return text.replace(self.key, "***") if self.key else text
+
+
+def _within(deadline: float, ask: Callable[[], str]) -> str:
+    """Return the answer, or leave who waits for it: headers that trickle in meet no timeout of a socket."""
+    answer: Future[str] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return answer.result(timeout=deadline)
+    except TimeoutError:
+        raise _PassingError(f"the judge did not answer within {deadline:g} s") from None
 
 
 def _read(response: Any, until: float) -> bytes:

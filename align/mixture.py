@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import accumulate
 from typing import Any, Protocol, TypeVar
 
 from align.checks import check_same_kind
@@ -32,7 +33,7 @@ Rows = TypeVar("Rows", bound=Checked)
 
 
 def mix(parts: Sequence[tuple[Rows, float]], *, seed: int = 0) -> Rows:
-    """Return as many rows as the parts have together, of which each part has its share by weight.
+    """Return as many rows as the parts have together, of which each part has its share by weight, and at least one.
 
     A part whose share is more than it has is repeated whole, as often as it fits, and what is left of the share is
     drawn without replacement; a part whose share is less is drawn from alone. Rows keep their origins; an epoch of
@@ -56,10 +57,12 @@ def mix(parts: Sequence[tuple[Rows, float]], *, seed: int = 0) -> Rows:
         with faults.at(rows.origins[0]):
             _check_alike(rows, first)
     faults.check()
-    size, total = sum(len(rows) for rows, _ in parts), sum(weight for _, weight in parts)
+    size, reached = sum(len(rows) for rows, _ in parts), list(accumulate(weight for _, weight in parts))
+    # Rounded are the borders between the parts, so that their shares add up to the whole.
+    borders = [0, *(round(size * weight / reached[-1]) for weight in reached)]
     taken = []
-    for number, (rows, weight) in enumerate(parts):
-        share = max(1, round(size * weight / total))
+    for number, (rows, _) in enumerate(parts):
+        share = max(1, borders[number + 1] - borders[number])
         drawn = random.Random(f"{seed} {number}").sample(range(len(rows)), share % len(rows))
         taken.append([*range(len(rows))] * (share // len(rows)) + sorted(drawn))
     return _joined([rows for rows, _ in parts], taken)

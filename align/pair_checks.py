@@ -6,7 +6,6 @@ What is wrong is raised as a `Fault`, as in `align.checks`.
 from __future__ import annotations
 
 import math
-import re
 from typing import Any, TypeVar
 
 from align.batch import Message
@@ -59,7 +58,9 @@ def _parted(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
             check_first_turn(answer[len(shared) :], column, after=len(shared))
         return prompt_of(shared, "chosen"), chosen[len(shared) :], rejected[len(shared) :]
     assert isinstance(chosen, str) and isinstance(rejected, str), "the checks let no mixture through"
-    prompt = re.sub(r"\s*\S*\Z", "", _shared(chosen, rejected))  # whole words
+    shared = _shared(chosen, rejected)
+    end = next((place for place in reversed(range(len(shared))) if shared[place].isspace()), 0)
+    prompt = shared[:end].rstrip()  # whole words
     if not prompt:
         raise Fault("chosen: no word at its beginning is that of rejected: write a column prompt")
     return prompt, chosen[len(prompt) :], rejected[len(prompt) :]

@@ -15,7 +15,7 @@ from align.rows import Fault, Faults, Row, nearest, read_rows
 SCHEME = "gsm8k:"
 """Before the data, where rows of `question` and `answer` are to become prompts."""
 SYSTEM = "Think step by step. End with a line of four hashes and the number alone, such as: #### 42"
-_LAST_LINE = re.compile(r"####\s*(?P<number>[-+]?\$?\d[\d,]*(?:\.\d+)?)\s*%?\s*\Z")
+_LAST_LINE = re.compile(r"####\s*(?P<number>[-+]?\$?\d[\d,]*(?:\.\d+)?)\s*+%?\s*+\Z")
 
 
 def rows(source: str, *, split: str) -> list[Row]:

@@ -25,11 +25,11 @@ def shorten(text: str, length: int) -> str:
     """Cut a text to at most `length` characters and say how much was left out.
 
     >>> shorten("abcdefghij" * 10, 40)
-    'abcdefghijabcdefghijabcd [+ 76 characters]'
+    'abcdefghijabcdefghija [+ 79 characters]'
     """
     if len(text) <= length:
         return text
-    kept = max(0, length - 16)
+    kept = max(0, length - len(f" [+ {len(text)} characters]"))
     return f"{text[:kept]} [+ {len(text) - kept} characters]"
 
 

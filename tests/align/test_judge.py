@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -178,14 +180,33 @@ def test_silence_and_a_trickle_meet_the_deadline(server: Server):
     def answer(words: str) -> Any:
         if "A: silent" in words:
             time.sleep(1.0)
-        return (200, {}, trickle()) if "A: trickling" in words else "Score: 1"
+        code = 500 if "A: refusing" in words else 200
+        return (code, {}, trickle()) if "A: trickling" in words or code == 500 else "Score: 1"
 
     server.answer = answer
     start = time.perf_counter()
-    scores = scored(server, ["silent", "trickling", "quick"], deadline=0.3, attempts=1)
+    scores = scored(server, ["silent", "trickling", "quick", "refusing"], deadline=0.3, attempts=1)
     assert time.perf_counter() - start < 0.9
     assert scores.total[2] == 0.1
-    assert len(scores.faults) == 2 and all("did not answer within 0.3 s" in fault for fault in scores.faults)
+    assert len(scores.faults) == 3 and all("did not answer within 0.3 s" in fault for fault in scores.faults)
+
+
+def test_headers_that_trickle_in_meet_the_deadline(server: Server):
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection, suppress(OSError):  # the client gives up
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Pad: ")
+            for _ in range(100):
+                time.sleep(0.05)
+                connection.sendall(b"a")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, daemon=True).start()
+        reward = judge(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", "m", TEMPLATE, deadline=0.3, attempts=1)
+        start = time.perf_counter()
+        (fault,) = score([reward], ["p"], ["c"], {}, on_error="skip").faults
+        assert time.perf_counter() - start < 2.0 and "did not answer within 0.3 s" in fault
 
 
 def test_an_address_where_nobody_listens_is_a_fault(server: Server):

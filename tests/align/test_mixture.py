@@ -53,6 +53,11 @@ def test_what_is_drawn_depends_on_the_seed_alone():
     assert mix(parts) == mix(parts) != mix(parts, seed=1)
 
 
+@pytest.mark.parametrize("sizes", [(5, 2), (1, 1, 2), (3, 3, 3, 2), (7, 7, 7)])
+def test_rounding_adds_no_rows_and_loses_none(sizes: tuple[int, ...]):
+    assert len(mix([(part(chr(97 + number), size), 1.0) for number, size in enumerate(sizes)])) == sum(sizes)
+
+
 def test_a_tiny_share_is_one_row():
     assert [origin[0] for origin in mix([(part("a", 3), 1e-9), (part("b", 1), 1.0)]).origins] == ["a", *"bbbb"]
 

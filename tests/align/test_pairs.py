@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,12 @@ def test_strings_part_after_the_last_word_that_they_share():
 
 
 LONG = {**GOOD, "rejected": "1234567890"}
+
+
+def test_strings_of_spaces_are_parted_in_no_time():
+    start = time.perf_counter()
+    (prompt,) = read_pairs([{"chosen": f"a{' ' * 100_000}b c x", "rejected": f"a{' ' * 100_000}b c y"}]).prompts
+    assert prompt == f"a{' ' * 100_000}b c" and time.perf_counter() - start < 1.0
 
 
 def test_a_pair_that_is_too_long_is_an_error_or_left_out_or_cut_and_counted():

@@ -64,6 +64,12 @@ def test_the_last_line_is_as_it_was_asked_for_or_not(text: str, right: int):
     assert word_problems.marked([text]) == [float(right)]
 
 
+def test_a_completion_of_spaces_costs_no_time():
+    start = time.perf_counter()
+    assert word_problems.marked(["#### 1" + " " * 200_000 + "x"]) == [0.0]
+    assert time.perf_counter() - start < 1.0
+
+
 # ---- the numbers game
 
 
