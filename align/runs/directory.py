@@ -111,7 +111,7 @@ class RunDirectory:
 
     def _taken(self, ended: str) -> str:
         if ended == "end":
-            return f"{self.path} holds a finished run: name another directory{self._learn_on()}."
+            return f"{self.path} holds a finished run: keep it (--resume), or name another directory{self._learn_on()}."
         told = {"stop": "was stopped:", "error": "failed:"}.get(ended, "was killed or still runs: if killed,")
         return f"{self.path} holds a run that {told} go on with it (--resume), or name another directory."
 

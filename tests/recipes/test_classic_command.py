@@ -104,7 +104,7 @@ def test_settings_for_shaped_rewards_say_so_without_and_other_agents_take_them_o
 def test_a_run_goes_on_only_with_the_options_it_was_started_with(align: Align, tmp_path: Path):
     words = ("classic", "ppo", *TWO_STEPS["ppo"], "--directory", tmp_path / "run")
     align(*words)
-    assert "holds a finished run: name another directory." in align(*words, code=2)
+    assert "holds a finished run: keep it (--resume), or name another directory." in align(*words, code=2)
     assert "settings.gamma" in align(*words, "--resume", "--gamma", 0.5, code=2)
     assert "Finished after 2 steps" in align(*words, "--resume")
 

@@ -215,7 +215,9 @@ def test_a_directory_is_neither_overwritten_nor_resumed_with_other_options_or_da
     (place / "own.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}')
     arguments = (*SHORT, "--data", "own.jsonl", "--steps", 1, "--directory", tmp_path / "run")
     align(*arguments)
-    assert "holds a finished run: name another directory; to train its model" in align(*arguments, code=2)
+    assert "holds a finished run: keep it (--resume), or name another directory; to train its model" in align(
+        *arguments, code=2
+    )
     told = align(*arguments, "--resume", "--temperature", 2, code=2)
     assert "grpo.sampling.temperature: 1.0 -> 2.0" in told
     (place / "own.jsonl").write_text('{"prompt": "1+2=", "answer": "3"}')

@@ -282,7 +282,7 @@ def test_when_every_checkpoint_is_damaged_the_resume_is_refused(tmp_path: Path) 
 
 def test_a_directory_that_holds_a_run_is_not_overwritten(whole: Path) -> None:
     before = (whole / "metrics.jsonl").read_bytes()
-    with pytest.raises(RunError, match="holds a finished run: name another directory"):
+    with pytest.raises(RunError, match=r"holds a finished run: keep it \(--resume\), or name another directory"):
         go(whole)
     assert (whole / "metrics.jsonl").read_bytes() == before
 
