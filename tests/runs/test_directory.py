@@ -96,8 +96,8 @@ def test_only_a_run_can_be_resumed_and_only_an_empty_place_started(tmp_path: Pat
         ("error", r"failed: go on with it \(--resume\), or name another"),
         (
             "end",
-            r"a finished run: keep it \(--resume\), or name another directory; to train its model further, give that one "
-            r"--model .*/final\.",
+            r"a finished run: keep it \(--resume\), or name another directory; to train its model further, give that "
+            r"one --model .*/final\.",
         ),
     ],
 )
