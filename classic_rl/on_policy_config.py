@@ -195,7 +195,7 @@ class PPOConfig:
 
 PPO_PRESETS: dict[str, PPOConfig] = {
     "CartPole-v1": PPOConfig(
-        env_steps=50_000, epochs=5, learning_rate=1e-2, gamma=0.98, lam=0.9,
+        env_steps=50_000, epochs=5, learning_rate=1e-2, gamma=0.98, lam=0.98,
         network=NetworkConfig(hidden=(64,), activation="relu"),
     ),
     "Acrobot-v1": PPOConfig(env_steps=150_000, rollout_steps=64, lam=0.94),
