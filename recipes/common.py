@@ -164,8 +164,9 @@ def errors_in_one_line() -> Iterator[None]:
 
 def raised_here(error: BaseException) -> bool:
     """Return whether an error was raised in this project's own code, which says what was wrong where."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").partition(".")[0] in ("align", "classic_rl", "recipes")
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]  # none of a cause that was never raised
+    rooms = ("align", "classic_rl", "recipes")
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").partition(".")[0] in rooms
 
 
 def make_accelerator() -> Accelerator:

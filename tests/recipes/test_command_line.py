@@ -175,6 +175,11 @@ def test_where_an_error_came_from_is_offered_for_those_of_other_libraries_alone(
     assert told(lambda: check_folder("./nowhere")) == "error: --model ./nowhere: no such folder\n"
     assert "(ALIGN_TRACEBACK=1 shows where)" in told(lambda: json.loads("{"))
 
+    def of_a_cause_that_was_never_raised():
+        raise ValueError("broken") from OSError("full")
+
+    assert told(of_a_cause_that_was_never_raised) == "error: broken\n(ALIGN_TRACEBACK=1 shows where)\n"
+
 
 def test_an_option_that_is_one_here_too_is_taken_as_such():
     assert hints(options.DPOOptions, ["--beta", "0.1", "--steps=3", "--quiet"]) == []
